@@ -1,0 +1,195 @@
+"""The boundary between torch and the kernels: the only module that knows there are two.
+
+CPU tensors use the compiled kernels where numba is installed, everything else plain torch
+operations.  Set the environment variable ``CHMM_PYRO_KERNEL=torch`` to choose those on the CPU too.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ._kernels import torch_any
+from ._kernels.interface import Counts, Forward, Path, Problem
+
+try:
+    from ._kernels import numba_cpu
+except ImportError:  # numba has no wheel for every platform
+    numba_cpu = None  # type: ignore[assignment]
+
+__all__ = ["expected_counts", "forward", "kernel_name", "log_marginal", "sample_paths", "viterbi"]
+
+_told = False
+
+
+def kernel_name(device: torch.device) -> str:
+    """``"numba"`` or ``"torch"``: which kernel tensors on ``device`` use."""
+    return "torch" if _kernel(device) is torch_any else "numba"
+
+
+def _kernel(device: torch.device) -> ModuleType:
+    global _told
+    if device.type != "cpu" or os.environ.get("CHMM_PYRO_KERNEL") == "torch":
+        return torch_any
+    if numba_cpu is None:
+        if not _told:
+            _told = True
+            warnings.warn(
+                "numba is not installed: CPU inference uses plain torch operations, which are "
+                "10-100 times slower. Install numba, or set CHMM_PYRO_KERNEL=torch to silence "
+                "this notice.",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+        return torch_any
+    return numba_cpu
+
+
+_compiled: set[torch.dtype] = set()
+
+
+@contextmanager
+def _announce(dtype: torch.dtype) -> Iterator[None]:
+    """Say so when the first call on this machine spends its time compiling."""
+    if dtype in _compiled:
+        yield
+        return
+    message = f"chmm-pyro: compiling the {dtype} CPU kernels (once on this machine) ..."
+    timer = threading.Timer(1.0, lambda: print(message, file=sys.stderr, flush=True))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+        _compiled.add(dtype)
+    finally:
+        timer.cancel()
+
+
+def _arrays(problem: Problem) -> Problem:
+    """The same problem on NumPy arrays that share memory with its tensors."""
+    evidence = problem.log_evidence
+    return problem._replace(
+        log_initial=problem.log_initial.detach().contiguous().numpy(),
+        log_blocks=problem.log_blocks.detach().contiguous().numpy(),
+        log_evidence=None if evidence is None else evidence.detach().contiguous().numpy(),
+    )
+
+
+def _detached(problem: Problem) -> Problem:
+    evidence = problem.log_evidence
+    return problem._replace(
+        log_initial=problem.log_initial.detach(),
+        log_blocks=problem.log_blocks.detach(),
+        log_evidence=None if evidence is None else evidence.detach(),
+    )
+
+
+def _call(problem: Problem, name: str, *arguments: Any) -> Any:
+    """Run a kernel function without gradients; tuples come back with tensors in them."""
+    kernel = _kernel(problem.log_blocks.device)
+    function = getattr(kernel, name)
+    if kernel is torch_any:
+        with torch.no_grad():
+            return function(_detached(problem), *arguments)
+    numpy_arguments = [a.numpy() if isinstance(a, Tensor) else a for a in arguments]
+    with _announce(problem.log_blocks.dtype):
+        return _tensors(function(_arrays(problem), *numpy_arguments))
+
+
+def _tensors(result: Any) -> Any:
+    if isinstance(result, tuple):
+        return type(result)(*(x if x is None else torch.from_numpy(x) for x in result))
+    return torch.from_numpy(result)
+
+
+def _needs_grad(problem: Problem) -> bool:
+    evidence = problem.log_evidence
+    return torch.is_grad_enabled() and (
+        problem.log_initial.requires_grad
+        or problem.log_blocks.requires_grad
+        or (evidence is not None and evidence.requires_grad)
+    )
+
+
+class _LogMarginal(torch.autograd.Function):
+    """``log p(obs | actions)`` of all jobs; its gradient is the expected counts.
+
+    Fisher's identity: the gradient of a log-marginal with respect to a log-potential is the
+    posterior expectation of how often that potential is used.
+    """
+
+    @staticmethod
+    def forward(ctx, log_initial, log_blocks, log_evidence, layout, jobs):
+        problem = Problem(layout, jobs, log_initial, log_blocks, log_evidence)
+        kernel = _kernel(log_blocks.device)
+        ctx.save_for_backward(log_initial, log_blocks, log_evidence)
+        ctx.data = layout, jobs
+        if kernel is torch_any:
+            ctx.sweep = kernel.sweep(_detached(problem))
+            return ctx.sweep.log_z
+        with _announce(log_blocks.dtype):
+            ctx.sweep = kernel.sweep(_arrays(problem))
+        return torch.from_numpy(ctx.sweep.log_z)
+
+    @staticmethod
+    def backward(ctx, grad):
+        log_initial, log_blocks, log_evidence = ctx.saved_tensors
+        if torch.is_grad_enabled():  # create_graph=True: the gradient must be differentiable
+            problem = Problem(*ctx.data, log_initial, log_blocks, log_evidence)
+            inputs = [x for x in (log_initial, log_blocks, log_evidence) if x is not None]
+            wanted = [x for x in inputs if x.requires_grad]
+            log_z = torch_any.forward(problem).log_z
+            log_z = torch.where(torch.isfinite(log_z), log_z, 0.0)
+            found = torch.autograd.grad(log_z, wanted, grad, create_graph=True, allow_unused=True)
+            of = dict(zip(map(id, wanted), found, strict=True))
+            gradients = tuple(
+                None if x is None else of.get(id(x))
+                for x in (log_initial, log_blocks, log_evidence)
+            )
+            return *gradients, None, None
+        marginals = log_evidence is not None and ctx.needs_input_grad[2]
+        kernel = _kernel(log_blocks.device)
+        if kernel is torch_any:
+            counts = kernel.weigh(ctx.sweep, grad, marginals)
+        else:
+            counts = _tensors(kernel.weigh(ctx.sweep, grad.double().numpy(), marginals))
+        return counts.initial_counts, counts.block_counts, counts.marginals, None, None
+
+
+def log_marginal(problem: Problem) -> Tensor:
+    """``(J,)`` float64 log-likelihoods, differentiable (also twice) in all potentials."""
+    if _needs_grad(problem):
+        layout, jobs, *potentials = problem
+        return _LogMarginal.apply(*potentials, layout, jobs)
+    return _call(problem, "forward", False).log_z
+
+
+def forward(problem: Problem) -> Forward:
+    """Filtered messages and per-step terms; through plain torch operations if gradients flow."""
+    if _needs_grad(problem):
+        return torch_any.forward(problem)
+    return _call(problem, "forward")
+
+
+def expected_counts(problem: Problem, *, marginals: bool = False) -> Counts:
+    """Expected counts with weight one for every job; no gradients."""
+    return _call(problem, "forward_backward", None, marginals)
+
+
+def viterbi(problem: Problem, generator_seed: int | None = None) -> Path:
+    """Most probable paths as positions within each support."""
+    return _call(problem, "viterbi", generator_seed)
+
+
+def sample_paths(problem: Problem, uniforms: Tensor) -> Tensor:
+    """Posterior paths ``(samples, Q)`` as positions within each support."""
+    return _call(problem, "ffbs", uniforms)

@@ -1,0 +1,328 @@
+r"""Normalised transition tables and how their entries become the blocks of a kernel.
+
+A table knows three things: ``blocks(layout)`` gathers the flat log-potentials ``(*P, F)`` that a
+:class:`~chmm_pyro._kernels.layout.Layout` asks for, ``counts(layout, block_counts)`` adds expected
+counts of those entries back in the shape of the table (the adjoint of the gather), and
+``propagate`` moves a distribution over states one step ahead.  A new kind of storage is one class.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ._kernels.layout import IntArray, Layout
+from .clones import CloneStructure
+from .data_layout import symbol_of_state
+
+__all__ = ["BlockColumns", "BlockTable", "DenseTable", "StepTable", "Table", "log_normalise"]
+
+ACTION_MODELS = ("conditional", "joint")
+
+
+def log_normalise(logits: Tensor, action_model: str = "conditional") -> Tensor:
+    """Log-softmax of ``(*P, A, S, L)`` over the last axis, or over actions and the last axis.
+
+    Raises:
+        ValueError: NaN or ``+inf`` logits, or a row without any finite logit.
+    """
+    if action_model == "conditional":
+        table = logits.log_softmax(-1)
+    elif action_model == "joint":
+        actions, states, width = logits.shape[-3:]
+        rows = logits.transpose(-3, -2).reshape(*logits.shape[:-3], states, actions * width)
+        table = rows.log_softmax(-1).view(*logits.shape[:-3], states, actions, width)
+        table = table.transpose(-3, -2)
+    else:
+        raise ValueError(f"action_model = {action_model!r}, expected one of {ACTION_MODELS}.")
+    # One reduction finds NaN anywhere; a row of only -inf becomes NaN in the softmax.
+    if torch.isnan(table.detach().sum()):
+        raise _bad_logits("transition_logits", logits, table)
+    return table
+
+
+def _bad_logits(name: str, logits: Tensor, table: Tensor) -> ValueError:
+    for label, wrong in (("NaN", torch.isnan(logits)), ("+inf", torch.isposinf(logits))):
+        if wrong.any():
+            at = tuple(int(i) for i in wrong.nonzero()[0])
+            return ValueError(
+                f"{name}{list(at)} = {label}, expected finite logits or -inf for an impossible "
+                "transition; look for a diverged optimiser or a log of a negative number."
+            )
+    at = tuple(int(i) for i in torch.isnan(table).any(-1).nonzero()[0])
+    return ValueError(
+        f"{name}[{', '.join(map(str, at))}] is -inf throughout, expected at least one possible "
+        "successor (row = action, old state); give the row one finite logit."
+    )
+
+
+class Table:
+    """What :class:`~chmm_pyro.distribution.CloneHMM` asks of a transition table.
+
+    Attributes:
+        clones: the clone structure.
+        num_actions: ``A``.
+        action_model: ``"conditional"`` or ``"joint"``.
+        batch_shape: ``*P``.
+        values: the log-potentials, for their dtype and device.
+        per_step: whether every transition of the data has a block of its own.
+    """
+
+    clones: CloneStructure
+    num_actions: int
+    action_model: str
+    batch_shape: torch.Size
+    values: Tensor
+    per_step = False
+
+    def blocks(self, layout: Layout) -> Tensor:
+        """Log-potentials of all blocks, ``(*P, F)``; differentiable."""
+        raise NotImplementedError
+
+    def counts(self, layout: Layout, block_counts: Tensor) -> Tensor:
+        """Sum ``(*K, F)`` expected counts into ``(*K, ...)`` in the shape of the table."""
+        raise NotImplementedError
+
+    def propagate(self, probs: Tensor, actions: Tensor) -> Tensor:
+        """``(*B, S)`` state probabilities, one step after ``(*B,)`` actions; unnormalised."""
+        raise NotImplementedError
+
+
+@lru_cache(maxsize=8)
+def _dense_index(layout: Layout, device: torch.device) -> Tensor:
+    action, old, new = layout.entry_states
+    states = layout.clones.num_states
+    return torch.as_tensor((action * states + old) * states + new, device=device)
+
+
+class DenseTable(Table):
+    """Every transition stored.
+
+    Args:
+        clones: the clone structure.
+        log_transition: ``(*P, A, S, S)`` normalised log-probabilities: action, old, new state.
+        action_model: over which axes the rows were normalised.
+    """
+
+    def __init__(
+        self, clones: CloneStructure, log_transition: Tensor, action_model: str = "conditional"
+    ) -> None:
+        states = clones.num_states
+        if log_transition.ndim < 3 or log_transition.shape[-2:] != (states, states):
+            raise ValueError(
+                f"transition_logits has shape {tuple(log_transition.shape)}, expected "
+                f"(..., A, {states}, {states}): action, old state, new state of {clones}."
+            )
+        self.clones = clones
+        self.action_model = action_model
+        self.values = log_transition
+        self.num_actions = log_transition.shape[-3]
+        self.batch_shape = log_transition.shape[:-3]
+
+    def blocks(self, layout: Layout) -> Tensor:
+        return self.values.flatten(-3).index_select(-1, _dense_index(layout, self.values.device))
+
+    def counts(self, layout: Layout, block_counts: Tensor) -> Tensor:
+        shape = (*block_counts.shape[:-1], *self.values.shape[-3:])
+        index = _dense_index(layout, block_counts.device)
+        flat = block_counts.new_zeros(*shape[:-3], shape[-3] * shape[-2] * shape[-1])
+        return flat.index_add_(-1, index, block_counts).view(shape)
+
+    def propagate(self, probs: Tensor, actions: Tensor) -> Tensor:
+        if not self.batch_shape:
+            matrices = self.values[actions].exp()
+        else:
+            at = actions[..., None, None, None].expand(*actions.shape, 1, *self.values.shape[-2:])
+            batch = torch.broadcast_shapes(self.batch_shape, actions.shape)
+            tables = self.values.expand(*batch, *self.values.shape[-3:])
+            matrices = tables.gather(-3, at.expand(*batch, *at.shape[-3:])).squeeze(-3).exp()
+        return (probs.unsqueeze(-2) @ matrices).squeeze(-2)
+
+
+class BlockColumns:
+    """Which successors an action and a symbol have a stored logit for.
+
+    Only symbol pairs seen in data are stored; the mass of all other successors of a row shares one
+    logit (the *lump*, last column) and is spread evenly over them.
+
+    Args:
+        clones: the clone structure.
+        num_actions: ``A``.
+        triples: ``(n, 3)`` observed ``(action, symbol, next symbol)``.
+
+    Attributes:
+        width: number of stored logits of the longest row, lump included.
+        column: ``(A, V, S)`` column of a successor state; ``width - 1`` is the lump.
+        num_lumped: ``(A, V)`` number of successors that share the lump.
+    """
+
+    def __init__(self, clones: CloneStructure, num_actions: int, triples: IntArray) -> None:
+        self.clones, self.num_actions = clones, num_actions
+        self.triples = np.unique(np.asarray(triples, np.int64).reshape(-1, 3), axis=0)
+        symbols, states = clones.num_symbols, clones.num_states
+        seen = np.zeros((num_actions, symbols, symbols), dtype=bool)
+        seen[tuple(self.triples.T)] = True
+        stored = seen[:, :, clones.symbol_of_state]
+        self.num_lumped = states - stored.sum(-1)
+        self.width = int(stored.sum(-1).max()) + 1
+        self.column = np.where(stored, stored.cumsum(-1) - 1, self.width - 1)
+
+    @classmethod
+    def from_layout(cls, layout: Layout, num_actions: int) -> BlockColumns:
+        """The symbol pairs that a data set shows; missing steps show none."""
+        of = layout.clones.symbol_of_state
+        whole = (layout.block_from[:, 1] < layout.clones.num_states) | (
+            layout.clones.num_symbols == 1
+        )
+        whole &= (layout.block_to[:, 1] < layout.clones.num_states) | (
+            layout.clones.num_symbols == 1
+        )
+        triples = [layout.block_action, of[layout.block_from[:, 0]], of[layout.block_to[:, 0]]]
+        return cls(layout.clones, num_actions, np.stack(triples, axis=1)[whole])
+
+    def exists(self) -> Tensor:
+        """``(A, S, width)`` which logits exist: rows differ in how many successors they store."""
+        used = self.clones.num_states - self.num_lumped
+        local = np.arange(self.width)
+        exists = local < used[..., None]
+        exists[..., -1] = self.num_lumped > 0
+        return torch.as_tensor(exists[:, self.clones.symbol_of_state])
+
+
+@lru_cache(maxsize=8)
+def _block_index(
+    layout: Layout, columns: BlockColumns, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    action, old, new = layout.entry_states
+    symbol = columns.clones.symbol_of_state[old]
+    column = columns.column[action, symbol, new]
+    index = (action * columns.clones.num_states + old) * columns.width + column
+    lumped = np.maximum(columns.num_lumped[action, symbol], 1)
+    offset = np.where(column == columns.width - 1, -np.log(lumped), 0.0)
+    return torch.as_tensor(index, device=device), torch.as_tensor(offset, device=device)
+
+
+class BlockTable(Table):
+    """Observed blocks stored, the rest of each row lumped: thousands of states in little memory.
+
+    Args:
+        columns: which successors are stored.
+        log_table: ``(*P, A, S, width)`` log-probabilities; the last column is the lump's total.
+        action_model: over which axes the rows were normalised.
+    """
+
+    def __init__(
+        self, columns: BlockColumns, log_table: Tensor, action_model: str = "conditional"
+    ) -> None:
+        expected = (columns.num_actions, columns.clones.num_states, columns.width)
+        if log_table.shape[-3:] != expected:
+            raise ValueError(
+                f"log_table has shape {tuple(log_table.shape)}, expected (..., {expected}) as "
+                "BlockColumns says."
+            )
+        self.columns = columns
+        self.clones = columns.clones
+        self.action_model = action_model
+        self.values = log_table
+        self.num_actions = columns.num_actions
+        self.batch_shape = log_table.shape[:-3]
+
+    def blocks(self, layout: Layout) -> Tensor:
+        index, offset = _block_index(layout, self.columns, self.values.device)
+        return self.values.flatten(-3).index_select(-1, index) + offset.to(self.values.dtype)
+
+    def counts(self, layout: Layout, block_counts: Tensor) -> Tensor:
+        index, _ = _block_index(layout, self.columns, block_counts.device)
+        shape = (*block_counts.shape[:-1], *self.values.shape[-3:])
+        flat = block_counts.new_zeros(*shape[:-3], shape[-3] * shape[-2] * shape[-1])
+        return flat.index_add_(-1, index, block_counts).view(shape)
+
+    def rows(self, actions: Tensor, states: Tensor) -> Tensor:
+        """Dense log-probabilities ``(..., S)`` of the successors of ``states`` under ``actions``."""
+        symbol = symbol_of_state(self.clones, states.device)[states]
+        column = torch.as_tensor(self.columns.column, device=states.device)[actions, symbol]
+        lumped = torch.as_tensor(self.columns.num_lumped, device=states.device)[actions, symbol]
+        offset = -lumped.clamp(min=1).to(self.values.dtype).log()
+        stored = self.values[..., actions, states, :]
+        stored = torch.cat([stored[..., :-1], stored[..., -1:] + offset.unsqueeze(-1)], -1)
+        return stored.gather(-1, column.expand(*stored.shape[:-1], -1))
+
+    def dense(self) -> DenseTable:
+        """The same distribution with every transition stored."""
+        actions = torch.arange(self.num_actions, device=self.values.device)[:, None]
+        states = torch.arange(self.clones.num_states, device=self.values.device)
+        table = self.rows(*torch.broadcast_tensors(actions, states))
+        return DenseTable(self.clones, table, self.action_model)
+
+    def propagate(self, probs: Tensor, actions: Tensor) -> Tensor:
+        return self.dense().propagate(probs, actions)
+
+
+@lru_cache(maxsize=8)
+def _step_index(layout: Layout, shape: tuple[int, int, int], device: torch.device) -> Tensor:
+    steps, rows, columns = shape
+    block = layout.block_of_entry
+    within = np.arange(layout.num_block_entries) - layout.block_start[block]
+    width = layout.block_to[block, 1]
+    leaving = np.argsort(layout.block_index, kind="stable")
+    last = layout.step_start[1:] - 1
+    leaving = np.setdiff1d(leaving, last)  # step of each block, in order
+    step = leaving[block]
+    job, time = layout.sequence_of_step[step], layout.time_of_step[step]
+    index = ((job * steps + time) * rows + within // width) * columns + within % width
+    return torch.as_tensor(index, device=device)
+
+
+class StepTable(Table):
+    """One block for each transition of the data: neural, contextual and attention transitions.
+
+    Args:
+        clones: the clone structure.
+        log_potentials: ``(*B, T - 1, R, C)``; entry ``[t, i, j]`` moves the ``i``-th state that
+            step ``t`` allows to the ``j``-th that step ``t + 1`` allows (clones of the observed
+            symbol; all states where it is missing).  Used as they are, never normalised.
+
+    Raises:
+        ValueError: fewer than four dimensions' worth of entries for the supports of the data.
+    """
+
+    per_step = True
+
+    def __init__(self, clones: CloneStructure, log_potentials: Tensor) -> None:
+        if log_potentials.ndim < 3:
+            raise ValueError(
+                f"log_potentials has shape {tuple(log_potentials.shape)}, expected "
+                "(..., T - 1, R, C): step, old clone, new clone."
+            )
+        self.clones = clones
+        self.action_model = "conditional"
+        self.values = log_potentials
+        self.num_actions = 1
+        self.batch_shape = log_potentials.shape[:-3]
+
+    def blocks(self, layout: Layout) -> Tensor:
+        steps, rows, columns = self.values.shape[-3:]
+        needed = (layout.block_from[:, 1].max(initial=1), layout.block_to[:, 1].max(initial=1))
+        if needed[0] > rows or needed[1] > columns:
+            raise ValueError(
+                f"log_potentials has blocks of {rows} x {columns}, expected at least "
+                f"{needed[0]} x {needed[1]}: the most states that a step of the data allows."
+            )
+        index = _step_index(layout, (steps, rows, columns), self.values.device)
+        return self.values.reshape(-1).index_select(0, index)
+
+    def counts(self, layout: Layout, block_counts: Tensor) -> Tensor:
+        steps, rows, columns = self.values.shape[-3:]
+        index = _step_index(layout, (steps, rows, columns), block_counts.device)
+        size = layout.num_sequences * steps * rows * columns
+        flat = block_counts.new_zeros(*block_counts.shape[:-1], size)
+        flat.index_add_(-1, index, block_counts)
+        return flat.view(*block_counts.shape[:-1], layout.num_sequences, steps, rows, columns)
+
+    def propagate(self, probs: Tensor, actions: Tensor) -> Tensor:
+        raise ValueError(
+            "predict needs a table of transitions; a StepTable holds only the steps of its data."
+        )
