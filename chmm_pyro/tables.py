@@ -9,14 +9,16 @@ counts of those entries back in the shape of the table (the adjoint of the gathe
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ._kernels.layout import IntArray, Layout
-from .clones import CloneStructure
+from .clones import MISSING, CloneStructure
 from .data_layout import symbol_of_state
+from .sequences import SequenceBatch
 
 __all__ = ["BlockColumns", "BlockTable", "DenseTable", "StepTable", "Table", "log_normalise"]
 
@@ -86,9 +88,19 @@ class Table:
         """Sum ``(*K, F)`` expected counts into ``(*K, ...)`` in the shape of the table."""
         raise NotImplementedError
 
+    def count(self, actions: Tensor, old: Tensor, new: Tensor) -> Tensor:
+        """How often each entry is used by transitions ``(n,)``, in the shape of the table."""
+        raise NotImplementedError
+
     def propagate(self, probs: Tensor, actions: Tensor) -> Tensor:
         """``(*B, S)`` state probabilities, one step after ``(*B,)`` actions; unnormalised."""
         raise NotImplementedError
+
+
+def _add_up(index: Tensor, block_counts: Tensor, shape: torch.Size) -> Tensor:
+    """Sum ``(*K, F)`` counts into ``(*K, *shape)`` by flat index."""
+    flat = block_counts.new_zeros(*block_counts.shape[:-1], shape.numel())
+    return flat.index_add_(-1, index, block_counts).view(*block_counts.shape[:-1], *shape)
 
 
 @lru_cache(maxsize=8)
@@ -126,10 +138,14 @@ class DenseTable(Table):
         return self.values.flatten(-3).index_select(-1, _dense_index(layout, self.values.device))
 
     def counts(self, layout: Layout, block_counts: Tensor) -> Tensor:
-        shape = (*block_counts.shape[:-1], *self.values.shape[-3:])
         index = _dense_index(layout, block_counts.device)
-        flat = block_counts.new_zeros(*shape[:-3], shape[-3] * shape[-2] * shape[-1])
-        return flat.index_add_(-1, index, block_counts).view(shape)
+        return _add_up(index, block_counts, self.values.shape[-3:])
+
+    def count(self, actions: Tensor, old: Tensor, new: Tensor) -> Tensor:
+        states = self.clones.num_states
+        shape = self.values.shape[-3:]
+        index = (actions * states + old) * states + new
+        return torch.bincount(index, minlength=shape.numel()).view(shape)
 
     def propagate(self, probs: Tensor, actions: Tensor) -> Tensor:
         if not self.batch_shape:
@@ -161,27 +177,24 @@ class BlockColumns:
 
     def __init__(self, clones: CloneStructure, num_actions: int, triples: IntArray) -> None:
         self.clones, self.num_actions = clones, num_actions
-        self.triples = np.unique(np.asarray(triples, np.int64).reshape(-1, 3), axis=0)
         symbols, states = clones.num_symbols, clones.num_states
         seen = np.zeros((num_actions, symbols, symbols), dtype=bool)
-        seen[tuple(self.triples.T)] = True
+        seen[tuple(np.asarray(triples, np.int64).reshape(-1, 3).T)] = True
         stored = seen[:, :, clones.symbol_of_state]
         self.num_lumped = states - stored.sum(-1)
         self.width = int(stored.sum(-1).max()) + 1
         self.column = np.where(stored, stored.cumsum(-1) - 1, self.width - 1)
 
     @classmethod
-    def from_layout(cls, layout: Layout, num_actions: int) -> BlockColumns:
-        """The symbol pairs that a data set shows; missing steps show none."""
-        of = layout.clones.symbol_of_state
-        whole = (layout.block_from[:, 1] < layout.clones.num_states) | (
-            layout.clones.num_symbols == 1
-        )
-        whole &= (layout.block_to[:, 1] < layout.clones.num_states) | (
-            layout.clones.num_symbols == 1
-        )
-        triples = [layout.block_action, of[layout.block_from[:, 0]], of[layout.block_to[:, 0]]]
-        return cls(layout.clones, num_actions, np.stack(triples, axis=1)[whole])
+    def from_batch(cls, clones: CloneStructure, num_actions: int, batch: SequenceBatch) -> Any:
+        """The symbol pairs that a batch of sequences shows; missing steps show none."""
+        obs = np.asarray(batch.flat_obs)
+        old, new = obs[:-1], obs[1:]
+        inside = np.ones(len(obs), dtype=bool)
+        inside[np.asarray(batch.offsets)[1:] - 1] = False
+        seen = inside[:-1] & (old != MISSING) & (new != MISSING)
+        actions = np.asarray(batch.flat_actions)[:-1]
+        return cls(clones, num_actions, np.stack([actions, old, new], axis=1)[seen])
 
     def exists(self) -> Tensor:
         """``(A, S, width)`` which logits exist: rows differ in how many successors they store."""
@@ -236,9 +249,15 @@ class BlockTable(Table):
 
     def counts(self, layout: Layout, block_counts: Tensor) -> Tensor:
         index, _ = _block_index(layout, self.columns, block_counts.device)
-        shape = (*block_counts.shape[:-1], *self.values.shape[-3:])
-        flat = block_counts.new_zeros(*shape[:-3], shape[-3] * shape[-2] * shape[-1])
-        return flat.index_add_(-1, index, block_counts).view(shape)
+        return _add_up(index, block_counts, self.values.shape[-3:])
+
+    def count(self, actions: Tensor, old: Tensor, new: Tensor) -> Tensor:
+        columns = self.columns
+        symbol = symbol_of_state(self.clones, old.device)[old]
+        column = torch.as_tensor(columns.column, device=old.device)[actions, symbol, new]
+        index = (actions * self.clones.num_states + old) * columns.width + column
+        shape = self.values.shape[-3:]
+        return torch.bincount(index, minlength=shape.numel()).view(shape)
 
     def rows(self, actions: Tensor, states: Tensor) -> Tensor:
         """Dense log-probabilities ``(..., S)`` of the successors of ``states`` under ``actions``."""
@@ -317,10 +336,8 @@ class StepTable(Table):
     def counts(self, layout: Layout, block_counts: Tensor) -> Tensor:
         steps, rows, columns = self.values.shape[-3:]
         index = _step_index(layout, (steps, rows, columns), block_counts.device)
-        size = layout.num_sequences * steps * rows * columns
-        flat = block_counts.new_zeros(*block_counts.shape[:-1], size)
-        flat.index_add_(-1, index, block_counts)
-        return flat.view(*block_counts.shape[:-1], layout.num_sequences, steps, rows, columns)
+        shape = torch.Size((layout.num_sequences, steps, rows, columns))
+        return _add_up(index, block_counts, shape)
 
     def propagate(self, probs: Tensor, actions: Tensor) -> Tensor:
         raise ValueError(

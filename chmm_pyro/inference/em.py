@@ -1,0 +1,165 @@
+r"""Expectation maximisation (Baum-Welch) with a pseudocount, the published baseline.
+
+The pseudocount :math:`\kappa` is a Dirichlet prior of concentration :math:`1 + \kappa` on every
+row, so each iteration climbs ``log_prob + kappa * sum(log transition)``; the likelihood alone may
+fall.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import warnings
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from ..models.base import CloneModel
+from ..parameters import finite_sum
+from ..sequences import SequenceBatch
+from .result import FitResult, bits_per_step
+from .scope import Stopwatch, until_interrupted
+
+__all__ = ["check_options", "fit_em", "log_prior"]
+
+
+def check_options(num_iters: int, pseudocount: float, tol: float | None) -> None:
+    """Refuse options that no fit accepts."""
+    if num_iters < 1:
+        raise ValueError(f"num_iters = {num_iters}, expected at least 1.")
+    if not pseudocount >= 0 or math.isinf(pseudocount):
+        raise ValueError(
+            f"pseudocount = {pseudocount}, expected a finite number >= 0 (concentration minus 1); "
+            "a concentration below 1 has no mode, use a Bayesian fit for it."
+        )
+    if tol is not None and not tol >= 0:
+        raise ValueError(f"tol = {tol}, expected bits per step >= 0, or None to run all updates.")
+
+
+def log_prior(model: CloneModel, pseudocount: float) -> Tensor | float:
+    """``pseudocount * sum(log p)`` over the free entries of the model, zero entries left out."""
+    if pseudocount == 0:
+        return 0.0
+    total = model.transition.sum_log()
+    if model.initial.learned:
+        total = total + finite_sum(model.initial.logits.log_softmax(-1))
+    return pseudocount * total
+
+
+@torch.no_grad()
+def fit_em(
+    model: CloneModel,
+    batch: SequenceBatch,
+    *,
+    num_iters: int = 100,
+    pseudocount: float = 0.0,
+    tol: float | None = None,
+    seed: int = 0,
+    progress: bool = True,
+) -> FitResult:
+    """Baum-Welch on ``model``.
+
+    Args:
+        model: start of the climb; unchanged.
+        batch: one or many sequences.
+        num_iters: updates at most.
+        pseudocount: added to every expected transition count (and initial count, if learned).
+        tol: stop once an update gains less than this many bits per step; None runs all updates.
+        seed: accepted like in every fit; EM draws nothing.
+        progress: show a bar.
+
+    Returns:
+        A :class:`~chmm_pyro.inference.result.FitResult`; ``settings["num_unvisited_rows"]`` counts
+        rows without any count, which got a uniform distribution.
+
+    Raises:
+        ValueError: options out of range, or data impossible under the start.
+    """
+    check_options(num_iters, pseudocount, tol)
+    fitted = copy.deepcopy(model)
+    watch = Stopwatch()
+    objectives: list[float] = []
+    log_probs: list[float] = []
+    seconds: list[float] = []
+    converged, unvisited = False, 0
+    to_bits = 1 / (math.log(2) * batch.num_observed)
+    with until_interrupted() as stop, tqdm(total=num_iters, desc="EM", disable=not progress) as bar:
+        for iteration in range(num_iters):
+            hmm = fitted.distribution(batch)
+            log_z, initial_counts, counts = hmm.expected_counts(batch.obs)
+            log_prob = float(log_z.sum()) + _action_term(fitted, batch)
+            if math.isinf(log_prob):
+                raise ValueError(
+                    f"the data are impossible under the model at iteration {iteration}: EM cannot "
+                    "start there; use a start without zeros (PointCHMM.from_counts(..., "
+                    "pseudocount=0.01))."
+                )
+            log_probs.append(log_prob)
+            objectives.append(log_prob + float(log_prior(fitted, pseudocount)))
+            seconds.append(watch())
+            _check_climb(objectives, fitted)
+            bar.set_postfix_str(f"{-log_prob * to_bits:.5f} bits/step", refresh=False)
+            if len(objectives) > 1 and tol is not None:
+                converged = (objectives[-1] - objectives[-2]) * to_bits < tol
+            if converged or stop.is_set():
+                break
+            unvisited = fitted.transition.maximise(counts, pseudocount)
+            if fitted.initial.learned:
+                fitted.initial.maximise(initial_counts, pseudocount)
+            if fitted.action_logits is not None:
+                fitted.action_logits.copy_(_action_counts(fitted, batch).log())
+            bar.update()
+    return FitResult(
+        model=fitted,
+        data=batch,
+        objective_history=np.array(objectives),
+        log_prob_history=np.array(log_probs),
+        bits_per_step=bits_per_step(fitted, batch),
+        converged=converged,
+        interrupted=stop.is_set(),
+        num_iters=len(objectives) - int(converged or stop.is_set()),
+        wall_time=watch(),
+        seconds_history=np.array(seconds),
+        settings={
+            "method": "em",
+            "num_iters": num_iters,
+            "pseudocount": pseudocount,
+            "tol": tol,
+            "seed": seed,
+            "action_model": fitted.action_model,
+            "num_unvisited_rows": unvisited,
+        },
+    )
+
+
+def _action_counts(model: CloneModel, batch: SequenceBatch) -> Tensor:
+    driving = np.ones(len(batch.flat_actions), dtype=bool)
+    driving[np.asarray(batch.offsets)[1:] - 1] = False
+    counts = np.bincount(np.asarray(batch.flat_actions)[driving], minlength=model.num_actions)
+    assert model.action_logits is not None
+    return torch.as_tensor(counts).to(model.action_logits)
+
+
+def _action_term(model: CloneModel, batch: SequenceBatch) -> float:
+    if model.action_logits is None:
+        return 0.0
+    log_actions = model.action_logits.double().log_softmax(-1)
+    counts = _action_counts(model, batch).double()
+    return float(torch.where(counts > 0, counts * log_actions, 0.0).sum())
+
+
+def _check_climb(objectives: list[float], model: CloneModel) -> None:
+    """Say so if the objective fell by more than rounding."""
+    if len(objectives) < 2:
+        return
+    before, now = objectives[-2:]
+    digits = 1e-9 if next(model.parameters()).dtype == torch.float64 else 1e-4
+    if now < before - digits * max(1.0, abs(before)):
+        warnings.warn(
+            f"the EM objective fell from {before:.8g} to {now:.8g} at iteration "
+            f"{len(objectives) - 1}; it cannot in exact arithmetic, so try dtype=torch.float64.",
+            RuntimeWarning,
+            stacklevel=3,
+        )

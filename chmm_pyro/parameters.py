@@ -1,0 +1,349 @@
+r"""How models hold their parameters: each class turns free parameters into a transition table.
+
+``table()`` gives the normalised table that :class:`~chmm_pyro.distribution.CloneHMM` takes;
+``maximise(counts, pseudocount)`` is the M-step, the parameters whose table maximises
+:math:`\sum C \log T + \kappa \sum \log T`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from pyro.nn import PyroModule
+from torch import Tensor, nn
+
+from .clones import CloneStructure
+from .tables import BlockColumns, BlockTable, DenseTable, Table, log_normalise
+
+__all__ = [
+    "BlockTransition",
+    "CountTransition",
+    "InitialDistribution",
+    "SoftmaxTransition",
+    "Transition",
+    "finite_sum",
+    "make_transition",
+    "normalised_counts",
+]
+
+
+def normalised_counts(
+    counts: Tensor, pseudocount: float, action_model: str, allowed: Tensor | None = None
+) -> tuple[Tensor, int]:
+    """Rows of ``counts + pseudocount`` normalised, and how many rows had nothing to normalise.
+
+    Args:
+        counts: ``(A, S, L)`` expected counts.
+        pseudocount: added to every allowed entry; a number or a tensor that broadcasts.
+        action_model: over which axes a row extends.
+        allowed: ``(A, S, L)``; False entries stay exactly zero.
+
+    Returns:
+        Probabilities; a row without any count gets a uniform distribution over its allowed
+        successors.
+    """
+    axes = (-1,) if action_model == "conditional" else (0, -1)
+    total = counts + pseudocount
+    if allowed is not None:
+        total = torch.where(allowed, total, 0.0)
+    norm = total.sum(axes, keepdim=True)
+    uniform = torch.ones_like(total) if allowed is None else allowed.to(total.dtype)
+    uniform = uniform / uniform.sum(axes, keepdim=True)
+    empty = norm == 0
+    return torch.where(empty, uniform, total / torch.where(empty, 1.0, norm)), int(empty.sum())
+
+
+def finite_sum(values: Tensor) -> Tensor:
+    """Sum without the entries that are ``-inf``, whose gradient is zero."""
+    return torch.where(torch.isneginf(values), 0.0, values).sum()
+
+
+def _seeded_normal(shape: tuple[int, ...], seed: int, dtype: torch.dtype) -> Tensor:
+    # Drawn in float64, so that both precisions start from the same model.
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
+
+
+class InitialDistribution(PyroModule):
+    """``(S,)`` logits of the state at the first observation, fixed (uniform) or learned."""
+
+    def __init__(
+        self, clones: CloneStructure, *, learn: bool = False, dtype: torch.dtype = torch.float32
+    ) -> None:
+        super().__init__()
+        logits = torch.zeros(clones.num_states, dtype=dtype)
+        self.learned = learn
+        if learn:
+            self.logits = nn.Parameter(logits)
+        else:
+            self.register_buffer("logits", logits)
+
+    @torch.no_grad()
+    def maximise(self, counts: Tensor, pseudocount: float) -> None:
+        """Set the M-step solution for ``(S,)`` expected counts."""
+        total = torch.where(torch.isneginf(self.logits), 0.0, counts + pseudocount)
+        self.logits.copy_((total / total.sum()).log())
+
+
+class Transition(PyroModule):
+    """Free parameters of ``(A, S, S)`` transition probabilities; see the module docstring."""
+
+    clones: CloneStructure
+    num_actions: int
+    action_model: str
+
+    def table(self) -> Table:
+        """The normalised table; differentiable in the parameters."""
+        raise NotImplementedError
+
+    def maximise(self, counts: Tensor, pseudocount: float) -> int:
+        """Set the M-step solution and return how many rows were never visited."""
+        raise NotImplementedError
+
+    def sum_log(self) -> Tensor:
+        """Sum of the log-probabilities of all transitions that are possible."""
+        return finite_sum(self.table().values)
+
+
+class SoftmaxTransition(Transition):
+    """Free logits, optionally with structural zeros and frozen probabilities.
+
+    Args:
+        clones: the clone structure.
+        num_actions: ``A``.
+        seed: of the standard-normal initial logits.
+        action_model: ``"conditional"`` or ``"joint"``.
+        allowed: ``(A, S, S)`` bool; False entries have probability exactly zero, always.
+        frozen: ``(A, S, S)`` probabilities to keep, NaN where learned; the learned entries of a
+            row share what the frozen ones leave.
+        dtype: of the logits.
+
+    Raises:
+        ValueError: masks of the wrong shape, a row with no allowed successor, frozen
+            probabilities outside ``[0, 1]`` or above one together.
+    """
+
+    def __init__(
+        self,
+        clones: CloneStructure,
+        num_actions: int,
+        *,
+        seed: int = 0,
+        action_model: str = "conditional",
+        allowed: Tensor | None = None,
+        frozen: Tensor | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        super().__init__()
+        self.clones, self.num_actions, self.action_model = clones, num_actions, action_model
+        shape = (num_actions, clones.num_states, clones.num_states)
+        self.logits = nn.Parameter(_seeded_normal(shape, seed, dtype))
+        for name, mask in (("allowed", allowed), ("frozen", frozen)):
+            if mask is not None and tuple(mask.shape) != shape:
+                raise ValueError(f"{name} has shape {tuple(mask.shape)}, expected {shape}.")
+        self.register_buffer("allowed", None if allowed is None else allowed.bool())
+        self._freeze(None if frozen is None else frozen.to(dtype))
+        self.table()  # refuses rows without successors now rather than in training
+
+    def _freeze(self, probs: Tensor | None) -> None:
+        self.register_buffer("frozen", probs)
+        self.register_buffer("log_frozen", None)
+        self.register_buffer("log_rest", None)
+        if probs is None:
+            return
+        if self.action_model != "conditional":
+            raise ValueError(
+                f"frozen was given with action_model={self.action_model!r}, expected "
+                "'conditional'; a joint row spans all actions."
+            )
+        kept = ~probs.isnan()
+        values = torch.where(kept, probs, 0.0)
+        total = values.sum(-1)
+        free = ~kept if self.allowed is None else ~kept & self.allowed
+        wrong = (values < 0).any(-1) | (total > 1 + 1e-6) | (~free.any(-1) & (total < 1 - 1e-6))
+        if wrong.any():
+            at = [int(i) for i in wrong.nonzero()[0]]
+            raise ValueError(
+                f"frozen{at} sums to {float(total[tuple(at)]):.6g}, expected probabilities in "
+                "[0, 1] that leave room for the row's learned entries, or sum to 1 without any."
+            )
+        self.log_frozen = values.log()
+        self.log_rest = (1 - total).clamp(min=0).log().unsqueeze(-1)
+
+    @property
+    def _free(self) -> Tensor | None:
+        """``(A, S, S)`` which entries are learned; None means all."""
+        if self.frozen is None:
+            return self.allowed
+        free = self.frozen.isnan()
+        return free if self.allowed is None else free & self.allowed
+
+    def table(self) -> DenseTable:
+        logits, free = self.logits, self._free
+        if free is not None:
+            logits = torch.where(free, logits, -torch.inf)
+        if self.frozen is None:
+            log_table = log_normalise(logits, self.action_model)
+        else:
+            any_free = free.any(-1, keepdim=True)
+            learned = log_normalise(torch.where(any_free, logits, 0.0)) + self.log_rest
+            log_table = torch.where(self.frozen.isnan(), learned, self.log_frozen)
+        return DenseTable(self.clones, log_table, self.action_model)
+
+    @torch.no_grad()
+    def maximise(self, counts: Tensor, pseudocount: float) -> int:
+        probs, unvisited = normalised_counts(counts, pseudocount, self.action_model, self._free)
+        self.logits.copy_(probs.nan_to_num(0.0).log())  # rows frozen throughout have none
+        return unvisited
+
+
+class CountTransition(Transition):
+    """Positive counts, normalised: the published ``C`` as the parameter.
+
+    The free parameter is the inverse softplus of the counts, so a gradient step moves large
+    counts additively and small ones multiplicatively.
+
+    Args:
+        clones: the clone structure.
+        counts: ``(A, S, S)`` counts, none negative; zeros are structural zeros.
+        action_model: ``"conditional"`` or ``"joint"``.
+    """
+
+    def __init__(
+        self, clones: CloneStructure, counts: Tensor, *, action_model: str = "conditional"
+    ) -> None:
+        super().__init__()
+        self.clones, self.num_actions, self.action_model = clones, len(counts), action_model
+        if not bool((counts >= 0).all()):
+            raise ValueError("counts holds negative or NaN entries, expected counts >= 0.")
+        positive = counts > 0
+        self.register_buffer("allowed", None if bool(positive.all()) else positive)
+        free = _inverse_softplus(torch.where(positive, counts, 1.0))
+        self.free_counts = nn.Parameter(free)
+
+    @property
+    def log_counts(self) -> Tensor:
+        """``(A, S, S)`` logarithms of the counts, ``-inf`` for structural zeros."""
+        free = self.free_counts
+        small = free < -15  # softplus(x) = exp(x) to rounding, without underflow
+        safe = torch.where(small, 0.0, free)
+        log_counts = torch.where(small, free, nn.functional.softplus(safe).log())
+        if self.allowed is None:
+            return log_counts
+        return torch.where(self.allowed, log_counts, -torch.inf)
+
+    @property
+    def counts(self) -> Tensor:
+        """``(A, S, S)`` the positive counts themselves."""
+        return self.log_counts.exp()
+
+    def table(self) -> DenseTable:
+        log_table = log_normalise(self.log_counts, self.action_model)
+        return DenseTable(self.clones, log_table, self.action_model)
+
+    @torch.no_grad()
+    def maximise(self, counts: Tensor, pseudocount: float) -> int:
+        total = counts + pseudocount
+        probs, unvisited = normalised_counts(counts, pseudocount, self.action_model, self.allowed)
+        # Keep the counts themselves where there are any: only their ratios are determined.
+        axes = (-1,) if self.action_model == "conditional" else (0, -1)
+        norm = torch.where(probs > 0, total, 0.0).sum(axes, keepdim=True)
+        target = probs * torch.where(norm > 0, norm, 1.0)
+        self.free_counts.copy_(_inverse_softplus(target))
+        return unvisited
+
+
+def _inverse_softplus(values: Tensor) -> Tensor:
+    """Stable ``log(exp(x) - 1)``; ``-inf`` at zero."""
+    return values + torch.log(-torch.expm1(-values))
+
+
+class BlockTransition(Transition):
+    """Logits for observed symbol pairs only, one lumped logit for all other successors of a row.
+
+    Memory grows with the symbol pairs seen in data, not with ``S ** 2``: thousands of states train
+    in little memory.
+
+    Args:
+        columns: which successors are stored.
+        seed: of the standard-normal initial logits.
+        action_model: ``"conditional"`` or ``"joint"``.
+        dtype: of the logits.
+    """
+
+    def __init__(
+        self,
+        columns: BlockColumns,
+        *,
+        seed: int = 0,
+        action_model: str = "conditional",
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        super().__init__()
+        self.columns = columns
+        self.clones, self.num_actions = columns.clones, columns.num_actions
+        self.action_model = action_model
+        shape = (columns.num_actions, columns.clones.num_states, columns.width)
+        self.logits = nn.Parameter(_seeded_normal(shape, seed, dtype))
+        self.register_buffer("allowed", columns.exists(), persistent=False)
+        multiplicity = torch.ones(shape, dtype=torch.int32)
+        lumped = columns.num_lumped[:, columns.clones.symbol_of_state]
+        multiplicity[..., -1] = torch.as_tensor(lumped)
+        self.register_buffer("multiplicity", multiplicity, persistent=False)
+
+    def table(self) -> BlockTable:
+        logits = torch.where(self.allowed, self.logits, -torch.inf)
+        return BlockTable(self.columns, log_normalise(logits, self.action_model), self.action_model)
+
+    @torch.no_grad()
+    def maximise(self, counts: Tensor, pseudocount: float) -> int:
+        # The lump stands for many successors, each with a pseudocount of its own.
+        probs, unvisited = normalised_counts(
+            counts, pseudocount * self.multiplicity.to(counts), self.action_model, self.allowed
+        )
+        self.logits.copy_(probs.log())
+        return unvisited
+
+    def sum_log(self) -> Tensor:
+        values = self.table().values
+        lumped = self.multiplicity[..., -1].clamp(min=1).to(values)
+        values = torch.cat([values[..., :-1], values[..., -1:] - lumped.log().unsqueeze(-1)], -1)
+        return finite_sum(
+            values.clamp(min=torch.finfo(values.dtype).min) * self.allowed * self.multiplicity
+        )
+
+
+def make_transition(
+    parameterization: str,
+    clones: CloneStructure,
+    num_actions: int,
+    *,
+    seed: int,
+    action_model: str,
+    dtype: torch.dtype,
+    columns: BlockColumns | None = None,
+    **masks: Any,
+) -> Transition:
+    """A randomly initialised :class:`Transition` by name: softmax, counts or blocks."""
+    if parameterization == "softmax":
+        return SoftmaxTransition(
+            clones, num_actions, seed=seed, action_model=action_model, dtype=dtype, **masks
+        )
+    if parameterization == "counts":
+        shape = (num_actions, clones.num_states, clones.num_states)
+        counts = _seeded_normal(shape, seed, dtype).exp()
+        allowed = masks.get("allowed")
+        if allowed is not None:
+            counts = torch.where(allowed.bool(), counts, 0.0)
+        return CountTransition(clones, counts, action_model=action_model)
+    if parameterization == "blocks":
+        if columns is None:
+            raise ValueError(
+                "columns is None, expected BlockColumns with parameterization='blocks'; make "
+                "them with `BlockColumns.from_batch(clones, num_actions, batch)`."
+            )
+        return BlockTransition(columns, seed=seed, action_model=action_model, dtype=dtype)
+    raise ValueError(
+        f"parameterization = {parameterization!r}, expected 'softmax', 'counts' or 'blocks'."
+    )
