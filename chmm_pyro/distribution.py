@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from dataclasses import replace
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -13,64 +13,13 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from . import messages
-from ._kernels.interface import Problem
-from ._kernels.layout import Jobs, Layout
+from .beliefs import Posterior, StatePath
 from .clones import MISSING, CloneStructure
-from .data_layout import as_integers, bad_entry, lay_out, symbol_of_state
-from .tables import DenseTable, StepTable, Table, log_normalise
+from .data_layout import as_integers, bad_entry, symbol_of_state
+from .jobs import JobBatch, pose
+from .tables import DenseTable, Table, log_normalise
 
-__all__ = ["CloneHMM", "Posterior", "StatePath"]
-
-
-@dataclass(frozen=True)
-class Posterior:
-    """State probabilities of every step, stored for the states that the step allows.
-
-    Attributes:
-        probs: ``(..., T, R)``; entry ``[t, i]`` belongs to the ``i``-th state that step ``t``
-            allows (the clones of its symbol; every state where it is missing), zero beyond that
-            and in the padding.
-        first_state: ``(..., T)`` the global state of entry ``0``.
-        num_states: ``S``.
-        initial_counts: ``(..., S)`` posterior of the first state; None for a filter.
-        transition_counts: ``(..., A, S, S)`` expected counts (the shape of the transition table);
-            None for a filter.
-    """
-
-    probs: Tensor
-    first_state: Tensor
-    num_states: int
-    initial_counts: Tensor | None = None
-    transition_counts: Tensor | None = None
-
-    def dense(self) -> Tensor:
-        """``(..., T, S)`` probabilities of all states; differentiable."""
-        local = torch.arange(self.probs.shape[-1], device=self.probs.device)
-        # Entries beyond a support are zero, so wrapping them around adds nothing.
-        state = (self.first_state.unsqueeze(-1) + local) % self.num_states
-        empty = self.probs.new_zeros(*self.probs.shape[:-1], self.num_states)
-        return empty.scatter_add(-1, state, self.probs)
-
-    def at(self, t: int) -> Tensor:
-        """``(..., S)`` probabilities of all states at step ``t``."""
-        one = Posterior(
-            self.probs[..., t : t + 1, :] if t != -1 else self.probs[..., -1:, :],
-            self.first_state[..., t : t + 1] if t != -1 else self.first_state[..., -1:],
-            self.num_states,
-        )
-        return one.dense().squeeze(-2)
-
-
-class StatePath(NamedTuple):
-    """A most probable path.
-
-    Attributes:
-        states: ``(..., T)`` global states; MISSING beyond the end of a shorter sequence.
-        score: ``(...)`` float64 joint natural log-probability of path and data.
-    """
-
-    states: Tensor
-    score: Tensor
+__all__ = ["CloneHMM"]
 
 
 class CloneHMM(TorchDistribution):
@@ -265,106 +214,19 @@ class CloneHMM(TorchDistribution):
             )
         return obs, self.actions, self.lengths
 
-    def _problem(self, value: ArrayLike | Tensor) -> tuple[Problem, torch.Size]:
-        """Kernel problem of all jobs and the shape that they come in."""
-        data = self._data(value)
-        obs, actions, lengths = data
-        full = torch.broadcast_shapes(self.batch_shape, obs.shape[:-1])
-        shapes = [obs.shape[:-1], actions.shape[:-1]]
-        if lengths is not None:
-            shapes.append(lengths.shape)
-        per_step = isinstance(self.table, StepTable)
-        shape = full if per_step else torch.broadcast_shapes(*shapes)
-        layout = lay_out(
-            self.clones,
-            *data,
-            shape=shape,
-            num_actions=self.table.num_actions,
-            per_step=per_step,
-        )
-        num_jobs = full.numel()
-
-        def rows(batch: torch.Size) -> np.ndarray:
-            if batch.numel() == 1:
-                return np.zeros(num_jobs, np.int64)
-            return np.broadcast_to(np.arange(batch.numel()).reshape(batch), full).reshape(-1)
-
-        table = self.table
-        if per_step:
-            assert isinstance(table, StepTable)
-            expanded = table.values.expand(*full, *table.values.shape[-3:])
-            table = StepTable(self.clones, expanded)
-            blocks, block_rows = table.blocks(layout)[None], np.zeros(num_jobs, np.int64)
-        else:
-            blocks = table.blocks(layout)
-            block_rows = rows(blocks.shape[:-1])
-            blocks = blocks.reshape(-1, blocks.shape[-1])
-        if num_jobs != layout.num_sequences:
-            layout = layout.repeat(rows(shape))
-        jobs = Jobs(rows(self.log_initial.shape[:-1]), block_rows)
-        initial = self.log_initial.reshape(-1, self.clones.num_states)
-        evidence = None
-        if self.log_evidence is not None:
-            evidence = self._flat_evidence(layout, full)
-        return Problem(layout, jobs, initial, blocks, evidence), full
-
-    def _flat_evidence(self, layout: Layout, full: torch.Size) -> Tensor:
-        assert self.log_evidence is not None
-        steps, width = self.log_evidence.shape[-2:]
-        state = layout.state_of_message
-        column = state if width == self.clones.num_states else self.clones.symbol_of_state[state]
-        step = layout.step_of_message
-        rows = np.broadcast_to(
-            np.arange(self.log_evidence.shape[:-2].numel()).reshape(self.log_evidence.shape[:-2]),
-            full,
-        ).reshape(-1)
-        at = rows[layout.sequence_of_step[step]] * steps + layout.time_of_step[step]
-        index = torch.as_tensor(at * width + column, device=self.log_evidence.device)
-        return self.log_evidence.reshape(-1).index_select(0, index)
-
-    def _padded(self, layout: Layout, full: torch.Size, values: Tensor, fill: float) -> Tensor:
-        """Flat per-step values ``(*L, Q)`` as ``(*L, *full, T)``."""
-        steps = self.event_shape[0]
-        lead = values.shape[:-1]
-        if layout.num_steps == full.numel() * steps:
-            return values.reshape(*lead, *full, steps)
-        at = layout.sequence_of_step * steps + layout.time_of_step
-        out = values.new_full((*lead, full.numel() * steps), fill)
-        out = out.index_copy(-1, torch.as_tensor(at, device=values.device), values)
-        return out.view(*lead, *full, steps)
-
-    def _posterior(self, layout: Layout, full: torch.Size, flat: Tensor) -> Posterior:
-        steps, width = self.event_shape[0], layout.max_support
-        step = layout.step_of_message
-        row = layout.sequence_of_step[step] * steps + layout.time_of_step[step]
-        local = layout.state_of_message - layout.support_start[step]
-        at = torch.as_tensor(row * width + local, device=flat.device)
-        out = flat.new_zeros(full.numel() * steps * width).index_copy(0, at, flat)
-        start = torch.as_tensor(layout.support_start, device=flat.device)
-        return Posterior(
-            out.view(*full, steps, width),
-            self._padded(layout, full, start, 0),
-            self.clones.num_states,
-        )
-
-    def _raise_if_impossible(self, layout: Layout, full: torch.Size, log_steps: Tensor) -> None:
-        impossible = torch.isneginf(log_steps.detach())
-        if not impossible.any():
-            return
-        step = int(impossible.nonzero()[0, 0])
-        job, time = int(layout.sequence_of_step[step]), int(layout.time_of_step[step])
-        where = f"step {time}"
-        if full:
-            where += f" of sequence {[int(i) for i in np.unravel_index(job, full)]}"
-        raise ValueError(
-            f"obs is impossible at {where} (symbol {int(layout.flat_obs[step])}): every path that "
-            "explains the steps before it has probability zero there, so its states have no "
-            "posterior; use a pseudocount when fitting, or mark the step as MISSING (-1)."
+    def _problem(self, value: ArrayLike | Tensor) -> JobBatch:
+        """The kernel problem of all jobs."""
+        return pose(
+            self.table,
+            self.log_initial,
+            self.log_evidence,
+            *self._data(value),
+            batch_shape=self.batch_shape,
         )
 
     # --------------------------------------------------------------------------- queries
 
-    def _action_terms(self, obs: Tensor, full: torch.Size) -> Tensor | None:
+    def _action_terms(self, full: torch.Size) -> Tensor | None:
         """``(*full, T - 1)`` of ``log p(a_t)``, zero in the padding."""
         if self.log_actions is None:
             return None
@@ -374,7 +236,7 @@ class CloneHMM(TorchDistribution):
         terms = self.log_actions.expand(*batch, -1).gather(-1, actions)
         if self.lengths is None:
             return terms
-        inside = torch.arange(1, steps + 1, device=obs.device) < self.lengths.unsqueeze(-1)
+        inside = torch.arange(1, steps + 1, device=terms.device) < self.lengths.unsqueeze(-1)
         return torch.where(inside, terms, 0.0)
 
     def log_prob(self, value: ArrayLike | Tensor) -> Tensor:
@@ -383,9 +245,9 @@ class CloneHMM(TorchDistribution):
         The gradient is exact and costs one forward and one backward pass; impossible data give
         ``-inf`` with gradient zero.
         """
-        problem, full = self._problem(value)
-        log_z = messages.log_marginal(problem).to(self.table.values.dtype).view(full)
-        terms = self._action_terms(problem.log_blocks, full)
+        posed = self._problem(value)
+        log_z = messages.log_marginal(posed.problem).to(self.table.values.dtype).view(posed.shape)
+        terms = self._action_terms(posed.shape)
         return log_z if terms is None else log_z + terms.sum(-1)
 
     def log_prob_steps(self, value: ArrayLike | Tensor) -> Tensor:
@@ -393,10 +255,10 @@ class CloneHMM(TorchDistribution):
 
         Zero in the padding of shorter sequences, ``-inf`` from the first impossible step on.
         """
-        problem, full = self._problem(value)
-        log_steps = messages.forward(problem).log_steps.to(self.table.values.dtype)
-        padded = self._padded(problem.layout, full, log_steps, 0.0)
-        terms = self._action_terms(problem.log_blocks, full)
+        posed = self._problem(value)
+        log_steps = messages.forward(posed.problem).log_steps.to(self.table.values.dtype)
+        padded = posed.padded(log_steps, 0.0)
+        terms = self._action_terms(posed.shape)
         if terms is None:
             return padded
         return padded + torch.nn.functional.pad(terms, (1, 0))
@@ -407,10 +269,10 @@ class CloneHMM(TorchDistribution):
         Raises:
             ValueError: impossible data; names the first impossible step.
         """
-        problem, full = self._problem(value)
-        result = messages.forward(problem)
-        self._raise_if_impossible(problem.layout, full, result.log_steps)
-        return self._posterior(problem.layout, full, result.messages)
+        posed = self._problem(value)
+        result = messages.forward(posed.problem)
+        posed.raise_if_impossible(result.log_steps)
+        return posed.posterior(result.messages)
 
     def smooth(self, value: ArrayLike | Tensor) -> Posterior:
         """``p(z_t | x)`` of every step, with expected initial and transition counts.
@@ -421,27 +283,26 @@ class CloneHMM(TorchDistribution):
         Raises:
             ValueError: impossible data; names the first impossible step.
         """
-        problem, full = self._problem(value)
-        # Give every job its own rows, so that counts are not summed over the batch.
-        jobs = problem.jobs
-        own = np.arange(full.numel())
-        separate = problem._replace(
-            jobs=Jobs(own, own),
-            log_initial=problem.log_initial.detach()[torch.as_tensor(jobs.initial)],
-            log_blocks=problem.log_blocks.detach()[torch.as_tensor(jobs.blocks)],
+        posed = self._problem(value)
+        # Every job gets rows of its own, so that counts are not summed over the batch.
+        own = np.arange(posed.shape.numel())
+        jobs, log_blocks = posed.problem.jobs, posed.problem.log_blocks.detach()
+        initial = posed.problem.log_initial.detach()[torch.as_tensor(jobs.initial)]
+        if not self.table.per_step:
+            log_blocks = log_blocks[torch.as_tensor(jobs.blocks)]
+            jobs = replace(jobs, blocks=own)
+        separate = posed.problem._replace(
+            jobs=replace(jobs, initial=own), log_initial=initial, log_blocks=log_blocks
         )
         counts = messages.expected_counts(separate, marginals=True)
         if torch.isneginf(counts.log_z).any():
-            log_steps = messages.forward(problem).log_steps
-            self._raise_if_impossible(problem.layout, full, log_steps)
-        found = self._posterior(problem.layout, full, counts.marginals)
-        transition = self.table.counts(problem.layout, counts.block_counts)
-        return Posterior(
-            found.probs,
-            found.first_state,
-            found.num_states,
-            counts.initial_counts.view(*full, self.clones.num_states),
-            transition.view(*full, *transition.shape[1:]),
+            log_steps = messages.forward(posed.problem).log_steps
+            posed.raise_if_impossible(log_steps)
+        found = posed.posterior(counts.marginals)
+        return replace(
+            found,
+            initial_counts=counts.initial_counts.view(*posed.shape, self.clones.num_states),
+            transition_counts=self._table_counts(posed, counts.block_counts, posed.shape),
         )
 
     def expected_counts(self, value: ArrayLike | Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -451,16 +312,20 @@ class CloneHMM(TorchDistribution):
             ``log_prob`` ``(...)`` float64 without action terms, ``initial_counts`` ``(*P, S)`` and
             ``transition_counts`` ``(*P, A, S, S)`` in the shape of the parameters.
         """
-        problem, full = self._problem(value)
-        counts = messages.expected_counts(problem)
-        transition = self.table.counts(problem.layout, counts.block_counts)
+        posed = self._problem(value)
+        counts = messages.expected_counts(posed.problem)
         return (
-            counts.log_z.view(full),
+            counts.log_z.view(posed.shape),
             counts.initial_counts.view(self.log_initial.shape),
-            transition.view(*self.table.batch_shape, *transition.shape[1:])
-            if not self.table.per_step
-            else transition[0].view(*full, *transition.shape[2:]),
+            self._table_counts(posed, counts.block_counts, self.table.batch_shape),
         )
+
+    def _table_counts(self, posed: JobBatch, block_counts: Tensor, batch: torch.Size) -> Tensor:
+        """Expected counts in the shape of the table; per-step ones belong to the jobs anyway."""
+        counts = self.table.counts(posed.layout, block_counts)
+        if self.table.per_step:
+            return counts.view(*posed.shape, *counts.shape[2:])
+        return counts.view(*batch, *counts.shape[1:])
 
     def posterior_mode(
         self, value: ArrayLike | Tensor, *, generator: torch.Generator | None = None
@@ -474,23 +339,19 @@ class CloneHMM(TorchDistribution):
         Raises:
             ValueError: impossible data; names the first impossible step.
         """
-        problem, full = self._problem(value)
+        posed = self._problem(value)
         seed = None
         if generator is not None:
             seed = int(torch.randint(2**31, (), generator=generator, device=generator.device))
-        path = messages.viterbi(problem, seed)
+        path = messages.viterbi(posed.problem, seed)
         if torch.isneginf(path.score).any():
-            log_steps = messages.forward(problem).log_steps
-            self._raise_if_impossible(problem.layout, full, log_steps)
-        score = path.score.view(full)
-        terms = self._action_terms(problem.log_blocks, full)
+            log_steps = messages.forward(posed.problem).log_steps
+            posed.raise_if_impossible(log_steps)
+        score = path.score.view(posed.shape)
+        terms = self._action_terms(posed.shape)
         if terms is not None:
             score = score + terms.detach().sum(-1)
-        return StatePath(self._global(problem.layout, full, path.states), score)
-
-    def _global(self, layout: Layout, full: torch.Size, local: Tensor) -> Tensor:
-        start = torch.as_tensor(layout.support_start, device=local.device)
-        return self._padded(layout, full, local + start, MISSING)
+        return StatePath(posed.global_states(path.states), score)
 
     def sample_posterior(
         self,
@@ -511,19 +372,19 @@ class CloneHMM(TorchDistribution):
         """
         if num_samples < 1:
             raise ValueError(f"num_samples = {num_samples}, expected at least 1.")
-        problem, full = self._problem(value)
-        if torch.isneginf(messages.log_marginal(problem._replace()).detach()).any():
-            log_steps = messages.forward(problem).log_steps
-            self._raise_if_impossible(problem.layout, full, log_steps)
+        posed = self._problem(value)
+        if torch.isneginf(messages.log_marginal(posed.problem).detach()).any():
+            log_steps = messages.forward(posed.problem).log_steps
+            posed.raise_if_impossible(log_steps)
         uniforms = torch.rand(
             num_samples,
-            problem.layout.num_steps,
+            posed.problem.layout.num_steps,
             dtype=torch.float64,
             device=self.table.values.device,
             generator=generator,
         )
-        states = messages.sample_paths(problem, uniforms)
-        return self._global(problem.layout, full, states)
+        states = messages.sample_paths(posed.problem, uniforms)
+        return posed.global_states(states)
 
     @torch.no_grad()
     def sample(
