@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 from pyro.distributions.util import is_validation_enabled
 from pyro.poutine.runtime import _PYRO_STACK
 
+from chmm_pyro import messages
+
 __all__ = ["TEST_DATA", "TOL", "Golden", "load_golden"]
 
 TEST_DATA = Path(__file__).parents[1] / "test_data"
@@ -100,6 +102,18 @@ def golden(request: pytest.FixtureRequest) -> Golden:
 
 @pytest.fixture(params=[torch.float64, torch.float32], ids=["float64", "float32"])
 def dtype(request: pytest.FixtureRequest) -> torch.dtype:
+    return request.param
+
+
+@pytest.fixture(params=["numba", "torch"])
+def kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Runs the test on each kernel."""
+    if request.param == "numba":
+        pytest.importorskip("numba", reason="the compiled kernels need numba")
+        monkeypatch.delenv("CHMM_PYRO_KERNEL", raising=False)
+    else:
+        monkeypatch.setenv("CHMM_PYRO_KERNEL", "torch")
+    assert messages.kernel_name(torch.device("cpu")) == request.param
     return request.param
 
 
