@@ -173,6 +173,11 @@ class BlockColumns:
         width: number of stored logits of the longest row, lump included.
         column: ``(A, V, S)`` column of a successor state; ``width - 1`` is the lump.
         num_lumped: ``(A, V)`` number of successors that share the lump.
+
+    Example:
+        >>> columns = BlockColumns(CloneStructure([2, 1]), 1, np.array([[0, 0, 1], [0, 1, 0]]))
+        >>> columns.width, columns.triples.tolist()
+        (3, [[0, 0, 1], [0, 1, 0]])
     """
 
     def __init__(self, clones: CloneStructure, num_actions: int, triples: IntArray) -> None:
@@ -195,6 +200,12 @@ class BlockColumns:
         seen = inside[:-1] & (old != MISSING) & (new != MISSING)
         actions = np.asarray(batch.flat_actions)[:-1]
         return cls(clones, num_actions, np.stack([actions, old, new], axis=1)[seen])
+
+    @property
+    def triples(self) -> IntArray:
+        """``(n, 3)`` the distinct ``(action, symbol, next symbol)`` that are stored."""
+        first = np.asarray(self.clones.offsets[:-1])
+        return np.argwhere(self.column[:, :, first] != self.width - 1)
 
     def exists(self) -> Tensor:
         """``(A, S, width)`` which logits exist: rows differ in how many successors they store."""
