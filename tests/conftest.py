@@ -34,7 +34,7 @@ TOL: dict[str, dict[torch.dtype, dict[str, float]]] = {
         torch.float32: {"rtol": 1e-3, "atol": 1e-5},
     },
     "finite_difference": {torch.float64: {"rtol": 1e-5, "atol": 1e-7}},
-    # A hundred updates, each fed with the last one's result; absolute in bits per step.
+    # A hundred updates, each fed with the last one's result.
     "em_curve": {
         torch.float64: {"rtol": 1e-6, "atol": 0.0},
         torch.float32: {"rtol": 1e-3, "atol": 0.0},
