@@ -88,14 +88,14 @@ def lay_out(
         ValueError: a symbol, action or length out of range, by position.
     """
     data = (obs, actions, lengths)
-    key = (clones, num_actions, per_step, shape, obs.shape)
+    key = (clones, num_actions, per_step, shape, obs.shape, obs.device)
     with _lock:
         for entry in _layouts:
             if entry[0] == key and all(map(_same, entry[1], data)):
                 return entry[2]
     steps = obs.shape[-1]
     obs = obs.expand(*shape, steps).reshape(-1, steps)
-    actions = actions.expand(*shape, steps - 1).reshape(-1, steps - 1)
+    actions = actions.expand(*shape, steps - 1).reshape(len(obs), steps - 1)
     if lengths is None:
         flat_lengths = torch.full((len(obs),), steps, device=obs.device)
     else:

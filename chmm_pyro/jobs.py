@@ -133,7 +133,7 @@ def pose(
     else:
         blocks = table.blocks(layout)
         block_rows = _rows(blocks.shape[:-1], full)
-        blocks = blocks.reshape(-1, blocks.shape[-1])
+        blocks = blocks.reshape(blocks.shape[:-1].numel(), blocks.shape[-1])
     if full.numel() != layout.num_sequences:
         layout = _repeated(layout, _rows(shape, full).tobytes())
     jobs = Jobs(_rows(log_initial.shape[:-1], full), block_rows)

@@ -301,10 +301,10 @@ def weigh(result: Sweep, weights: NDArray[np.float64], marginals: bool = False) 
     dtype = problem.log_blocks.dtype
     scale, overlap = result.scale
     weight = np.where(result.scaled, weights, 0.0)[layout.sequence_of_step]
-    gain = weight / overlap
+    gain = np.divide(weight, overlap, out=np.zeros_like(weight), where=weight != 0)
     factor = np.zeros(layout.num_steps, dtype)
     # Step q leads to q + 1, whose normaliser and overlap complete the joint posterior.
-    factor[:-1] = gain[1:] / scale[1:]
+    np.divide(gain[1:], scale[1:], out=factor[:-1], where=gain[1:] != 0, casting="same_kind")
 
     counts = np.zeros_like(result.blocks)
     arrays = (result.blocks, result.forward, result.backward, result.evidence)

@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 from ..models.base import CloneModel
 from ..sequences import SequenceBatch
 from ..tables import Table
-from .em import check_options
+from .em import check_options, log_prior
 from .result import FitResult, bits_per_step
 from .scope import Stopwatch, until_interrupted
 
@@ -78,7 +78,7 @@ def fit_viterbi(
         for _ in range(num_iters):
             hmm = fitted.distribution(batch)
             path = hmm.posterior_mode(batch.obs, generator=generator)
-            scores.append(float(path.score.sum()))
+            scores.append(float(path.score.sum()) + float(log_prior(fitted, pseudocount)))
             seconds.append(watch())
             used = len(path.states[path.states >= 0].unique())
             bar.set_postfix_str(

@@ -130,7 +130,7 @@ class CloneModel(PyroModule):
             ValueError: counts of the wrong shape, negative or not finite.
         """
         values = torch.as_tensor(counts)
-        values = values.to(dtype or (values.dtype if values.is_floating_point() else None))
+        values = values.to(dtype or (values.dtype if values.is_floating_point() else torch.float32))
         states = clones.num_states
         if values.ndim != 3 or values.shape[1:] != (states, states):
             raise ValueError(
