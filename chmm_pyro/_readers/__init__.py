@@ -1,0 +1,1 @@
+"""How arrays, labelled episodes, tables and files become checked flat arrays."""
