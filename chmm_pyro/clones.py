@@ -10,8 +10,8 @@ symbol with probability one:
 
     p(x, z \mid a) = \pi_{z_0} \prod_t T_{a_t}[z_t, z_{t+1}] \prod_t 1[z_t \in clones(x_t)]
 
-**Time.** ``obs`` has ``T`` entries, ``actions`` has ``T - 1``: ``actions[t]`` drives ``t -> t + 1``.
-The initial distribution is at the *first observation*.  Transition tables are indexed
+**Time.** ``obs`` has ``T`` entries, ``actions`` has ``T - 1``: ``actions[t]`` drives ``t`` to
+``t + 1``.  The initial distribution is at the *first observation*.  Transition tables are indexed
 ``[action, old state, new state]``.
 
 **Initial distribution.** By default fixed and uniform over all ``S`` states.
@@ -114,6 +114,7 @@ class CloneStructure:
     max_clones: int
     offsets: NDArray[np.int64]
     symbol_of_state: NDArray[np.int64]
+    _hash: int
 
     def __init__(self, num_clones: ArrayLike) -> None:
         counts = _int_vector("num_clones", num_clones)

@@ -421,7 +421,7 @@ class CloneHMM(TorchDistribution):
                 )
         actions = self.actions.expand(*batch, steps - 1)
         inside = None if self.lengths is None else self.lengths.expand(batch)
-        states = []
+        states: list[Tensor] = []
         for t in range(steps):
             if t > 0:
                 current = torch.nn.functional.one_hot(states[-1], self.clones.num_states)

@@ -63,8 +63,8 @@ def _announce(dtype: torch.dtype) -> Iterator[None]:
     if dtype in _compiled:
         yield
         return
-    message = f"chmm-pyro: compiling the {dtype} CPU kernels (once on this machine) ..."
-    timer = threading.Timer(1.0, lambda: print(message, file=sys.stderr, flush=True))
+    message = f"chmm-pyro: compiling the {dtype} CPU kernels (once on this machine) ...\n"
+    timer = threading.Timer(1.0, sys.stderr.write, [message])
     timer.daemon = True
     timer.start()
     try:
@@ -107,7 +107,8 @@ def _call(problem: Problem, name: str, *arguments: Any) -> Any:
 
 def _tensors(result: Any) -> Any:
     if isinstance(result, tuple):
-        return type(result)(*(x if x is None else torch.from_numpy(x) for x in result))
+        kind: Any = type(result)
+        return kind(*(x if x is None else torch.from_numpy(x) for x in result))
     return torch.from_numpy(result)
 
 
@@ -144,7 +145,8 @@ class _LogMarginal(torch.autograd.Function):
     def backward(ctx, grad):
         log_initial, log_blocks, log_evidence = ctx.saved_tensors
         if torch.is_grad_enabled():  # create_graph=True: the gradient must be differentiable
-            problem = Problem(*ctx.data, log_initial, log_blocks, log_evidence)
+            layout, jobs = ctx.data
+            problem = Problem(layout, jobs, log_initial, log_blocks, log_evidence)
             inputs = [x for x in (log_initial, log_blocks, log_evidence) if x is not None]
             wanted = [x for x in inputs if x.requires_grad]
             log_z = torch_any.forward(problem).log_z
@@ -168,8 +170,13 @@ class _LogMarginal(torch.autograd.Function):
 def log_marginal(problem: Problem) -> Tensor:
     """``(J,)`` float64 log-likelihoods, differentiable (also twice) in all potentials."""
     if _needs_grad(problem):
-        layout, jobs, *potentials = problem
-        return _LogMarginal.apply(*potentials, layout, jobs)
+        return _LogMarginal.apply(
+            problem.log_initial,
+            problem.log_blocks,
+            problem.log_evidence,
+            problem.layout,
+            problem.jobs,
+        )
     return _call(problem, "forward", False).log_z
 
 

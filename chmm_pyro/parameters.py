@@ -180,12 +180,14 @@ class SoftmaxTransition(Transition):
         return free if self.allowed is None else free & self.allowed
 
     def table(self) -> DenseTable:
-        logits, free = self.logits, self._free
+        logits: Tensor = self.logits
+        free = self._free
         if free is not None:
             logits = torch.where(free, logits, -torch.inf)
         if self.frozen is None:
             log_table = log_normalise(logits, self.action_model)
         else:
+            assert free is not None  # there are frozen entries
             any_free = free.any(-1, keepdim=True)
             learned = log_normalise(torch.where(any_free, logits, 0.0)) + self.log_rest
             log_table = torch.where(self.frozen.isnan(), learned, self.log_frozen)

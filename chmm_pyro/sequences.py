@@ -41,6 +41,8 @@ class SequenceBatch:
         names: what the data call each sequence, or None.
         vocabulary: the labels of the symbols, or None.
         action_vocabulary: the labels of the actions, or None.
+        population: how many sequences a minibatch stands for, by which models scale its
+            likelihood; None for data that stand for themselves.
 
     Example:
         >>> batch = SequenceBatch.from_arrays([[0, 1, 1], [2, 0]], [[0, 1], [1]])
@@ -64,6 +66,7 @@ class SequenceBatch:
     names: tuple[Hashable, ...] | None = None
     vocabulary: Vocabulary | None = None
     action_vocabulary: Vocabulary | None = None
+    population: int | None = None
 
     @classmethod
     def from_arrays(
@@ -305,7 +308,8 @@ class SequenceBatch:
     def _minibatches(self, order: Any, batch_size: int) -> Iterator[Minibatch]:
         for first in range(0, len(order), batch_size):
             chosen = order[first : first + batch_size]
-            yield Minibatch(self.select(chosen), self._tensor(chosen), len(self))
+            part = replace(self.select(chosen), population=len(self))
+            yield Minibatch(part, self._tensor(chosen))
 
     def segments(self, length: int) -> Segments:
         """Each sequence in pieces that share one step with the next piece.
@@ -461,17 +465,16 @@ class Minibatch(NamedTuple):
     Attributes:
         batch: the sequences.
         indices: ``(b,)`` their places in the whole batch.
-        num_total: ``B``, the number of sequences of the whole batch.
     """
 
     batch: SequenceBatch
     indices: Tensor
-    num_total: int
 
     @property
     def scale(self) -> float:
-        """``B / b``: what a sum over the minibatch is multiplied with to be unbiased."""
-        return self.num_total / len(self.batch)
+        """``B / b``: what makes a sum over the minibatch unbiased for the sum over all."""
+        assert self.batch.population is not None
+        return self.batch.population / len(self.batch)
 
 
 class Segments(NamedTuple):

@@ -271,7 +271,7 @@ class BlockTable(Table):
         return torch.bincount(index, minlength=shape.numel()).view(shape)
 
     def rows(self, actions: Tensor, states: Tensor) -> Tensor:
-        """Dense log-probabilities ``(..., S)`` of the successors of ``states`` under ``actions``."""
+        """Log-probabilities ``(..., S)`` of all successors of ``states`` under ``actions``."""
         symbol = symbol_of_state(self.clones, states.device)[states]
         column = torch.as_tensor(self.columns.column, device=states.device)[actions, symbol]
         lumped = torch.as_tensor(self.columns.num_lumped, device=states.device)[actions, symbol]

@@ -38,11 +38,14 @@ class Problem(NamedTuple):
 
 
 class Forward(NamedTuple):
-    """Attributes:
-    log_z: ``(J,)`` float64 log-likelihoods.
-    log_steps: ``(Q,)`` float64 ``log p(x_t | x_<t)``; ``-inf`` from the first impossible step on.
-    messages: ``(messages,)`` ``p(z_t | x_<=t)``, zero from the first impossible step on; None
-        if not kept.
+    """Filtered messages.
+
+    Attributes:
+        log_z: ``(J,)`` float64 log-likelihoods.
+        log_steps: ``(Q,)`` float64 ``log p(x_t | x_<t)``; ``-inf`` from the first impossible step
+            on.
+        messages: ``(messages,)`` ``p(z_t | x_<=t)``, zero from the first impossible step on; None
+            if not kept.
     """
 
     log_z: Any
@@ -67,9 +70,11 @@ class Counts(NamedTuple):
 
 
 class Path(NamedTuple):
-    """Attributes:
-    states: ``(Q,)`` position of the best path within each step's support.
-    score: ``(J,)`` float64 joint log-probability of path and data; ``-inf`` if impossible.
+    """Most probable paths.
+
+    Attributes:
+        states: ``(Q,)`` position of the best path within each step's support.
+        score: ``(J,)`` float64 joint log-probability of path and data; ``-inf`` if impossible.
     """
 
     states: Any

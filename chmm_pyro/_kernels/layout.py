@@ -30,7 +30,7 @@ class Layout:
     Attributes:
         clones: the clone structure.
         lengths: ``(N,)`` number of steps of each sequence.
-        step_start: ``(N + 1,)`` the steps of sequence ``n`` are ``step_start[n]:step_start[n + 1]``.
+        step_start: ``(N + 1,)`` steps of sequence ``n`` are ``step_start[n]:step_start[n + 1]``.
         flat_obs: ``(Q,)`` symbols.
         support_start: ``(Q,)`` first state that a step allows.
         support_size: ``(Q,)`` how many it allows.

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, NamedTuple
 
 import numba
@@ -51,7 +52,7 @@ def _forget_pool() -> None:
 os.register_at_fork(after_in_child=_forget_pool)
 
 
-def _run(tasks: list[Callable[[], Any]]) -> None:
+def _run(tasks: Sequence[Callable[[], Any]]) -> None:
     """Run tasks at the same time (numba releases the GIL), the last one on this thread."""
     global _pool
     if len(tasks) > 1 and _pool is None:
@@ -176,7 +177,7 @@ def _take_exp(problem: Problem, steps: _Steps) -> _Scaled:
     return _Scaled(np.exp(problem.log_initial), blocks, shift, evidence, evidence_shift)
 
 
-def _log_job(problem: Problem, steps: _Steps, job: int) -> tuple[Any, ...]:
+def _log_job(problem: Problem, steps: _Steps, job: Any) -> tuple[Any, ...]:
     """Arguments of the log-space routines: one job in float64."""
     q0, q1 = steps.step_start[job], steps.step_start[job + 1]
     m0, m1 = steps.message_start[q0], steps.message_start[q1]
@@ -229,7 +230,7 @@ def _pass(problem: Problem, *, keep: bool, backward: bool) -> Sweep:
 
     chunks = _chunks(_work(problem))
     if not backward:
-        _run([lambda lo=lo, hi=hi: go_forward(lo, hi) for lo, hi in chunks])
+        _run([partial(go_forward, lo, hi) for lo, hi in chunks])
         result = Sweep(
             problem, scaled.blocks, scaled.evidence, log_z, log_steps, scale, messages, messages, ok
         )
@@ -254,10 +255,10 @@ def _pass(problem: Problem, *, keep: bool, backward: bool) -> Sweep:
         go_backward(first, last)
 
     if len(chunks) > 1:
-        _run([lambda lo=lo, hi=hi: both(lo, hi) for lo, hi in chunks])
+        _run([partial(both, lo, hi) for lo, hi in chunks])
     elif numba.get_num_threads() > 1 and _work(problem).sum() >= _PARALLEL_WORK:
         # One long sequence: its two passes do not need each other.
-        _run([lambda: go_forward(0, jobs), lambda: go_backward(0, jobs)])
+        _run([partial(go_forward, 0, jobs), partial(go_backward, 0, jobs)])
     else:
         both(0, jobs)
     result = Sweep(
@@ -330,7 +331,7 @@ def weigh(result: Sweep, weights: NDArray[np.float64], marginals: bool = False) 
             )
 
         if layout.num_blocks:
-            _run([lambda lo=lo, hi=hi: count(lo, hi) for lo, hi in _chunks(share)])
+            _run([partial(count, lo, hi) for lo, hi in _chunks(share)])
     else:
         order = np.argsort(problem.jobs.blocks, kind="stable")
         row = problem.jobs.blocks[order]
@@ -338,7 +339,7 @@ def weigh(result: Sweep, weights: NDArray[np.float64], marginals: bool = False) 
         tasks = []
         for lo, hi in _chunks(work):
             mine = order[(row >= lo) & (row < hi)]
-            tasks.append(lambda mine=mine: job_counts(mine, steps, arrays, factor, counts))
+            tasks.append(partial(job_counts, mine, steps, arrays, factor, counts))
         _run(tasks)
 
     initial_counts = np.zeros_like(problem.log_initial)
@@ -396,7 +397,7 @@ def viterbi(problem: Problem, generator_seed: int | None = None) -> Path:
         viterbi_jobs(first, last, *arrays, seed, back, states)
         score_jobs(first, last, *arrays, states, score)
 
-    _run([lambda lo=lo, hi=hi: decode(lo, hi) for lo, hi in _chunks(_work(problem))])
+    _run([partial(decode, lo, hi) for lo, hi in _chunks(_work(problem))])
     return Path(states, score)
 
 
@@ -414,7 +415,7 @@ def ffbs(problem: Problem, uniforms: NDArray[np.float64]) -> IntArray:
         draw_jobs(first, last, *arrays, ok, states)
 
     work = _work(problem) * len(uniforms)
-    _run([lambda lo=lo, hi=hi: draw(lo, hi) for lo, hi in _chunks(work)])
+    _run([partial(draw, lo, hi) for lo, hi in _chunks(work)])
     for job in np.flatnonzero(~ok & np.isfinite(result.log_z)):
         q0, q1 = layout.step_start[job], layout.step_start[job + 1]
         arguments = _log_job(problem, steps, job)

@@ -136,7 +136,8 @@ def _filter(problem: Problem, padded: _Padded) -> tuple[Tensor, Tensor]:
     potentials = _Potentials(problem, padded)
     exists = padded.state < problem.layout.clones.num_states
     message = potentials.first + potentials.evidence(0)
-    messages, normalisers = [], []
+    messages: list[Tensor] = []
+    normalisers: list[Tensor] = []
     for t in range(padded.valid.shape[1]):
         if t > 0:
             message = _log_sum(messages[-1].unsqueeze(-1) + potentials.block(t - 1), 1)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
+import pyro
 import torch
 from pyro.nn import PyroModule
 from torch import Tensor, nn
@@ -21,7 +23,17 @@ from ..parameters import (
 from ..sequences import SequenceBatch
 from ..tables import BlockColumns
 
-__all__ = ["CloneModel"]
+__all__ = ["CloneModel", "sequence_plate"]
+
+
+def sequence_plate(batch: SequenceBatch) -> AbstractContextManager[Any]:
+    """The plate of a batch's sequences, scaled up to its population; none for a single one."""
+    if batch.lengths is None:
+        return nullcontext()
+    if batch.population is None:
+        return pyro.plate("sequences", len(batch))
+    subsample = torch.arange(len(batch), device=batch.device)
+    return pyro.plate("sequences", batch.population, subsample=subsample)
 
 
 class CloneModel(PyroModule):

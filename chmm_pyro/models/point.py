@@ -8,7 +8,7 @@ import pyro
 from torch import Tensor
 
 from ..sequences import SequenceBatch
-from .base import CloneModel
+from .base import CloneModel, sequence_plate
 
 __all__ = ["PointCHMM"]
 
@@ -35,7 +35,5 @@ class PointCHMM(CloneModel):
             initial_logits: see :meth:`~chmm_pyro.models.base.CloneModel.distribution`.
         """
         hmm = self.distribution(batch, initial_logits=initial_logits)
-        if batch.lengths is None:
-            return pyro.sample("obs", hmm, obs=batch.obs)
-        with pyro.plate("sequences", len(batch.lengths)):
+        with sequence_plate(batch):
             return pyro.sample("obs", hmm, obs=batch.obs)

@@ -1,0 +1,56 @@
+# Every target works as the first command on a machine with only Python and make.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.installed
+
+.PHONY: help demo test test-all test-no-numba lint format notebooks bench clean
+
+help:
+	@echo "make demo            learn the published room, with a table and pictures"
+	@echo "make test            fast tests"
+	@echo "make test-all        all tests, slow ones too"
+	@echo "make test-no-numba   core tests on the torch kernels"
+	@echo "make lint            ruff and mypy"
+	@echo "make format          let ruff rewrite"
+	@echo "make notebooks       execute the notebooks in full and store their outputs"
+	@echo "make bench           speed and memory, with the peers that are installed"
+	@echo "make clean           remove the environment and build outputs"
+
+# An environment without the stamp is kept: pip only adds what is missing.
+$(READY): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	touch $(READY)
+
+demo: $(READY)
+	$(BIN)/chmm demo
+
+test: $(READY)
+	$(BIN)/python -m pytest -q -m "not slow"
+
+test-all: $(READY)
+	$(BIN)/python -m pytest -q
+
+test-no-numba: $(READY)
+	CHMM_PYRO_KERNEL=torch $(BIN)/python -m pytest -q -m "not slow" tests/kernels tests/test_distribution.py tests/test_golden.py tests/test_peers.py tests/models tests/inference
+
+lint: $(READY)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: $(READY)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+notebooks: $(READY)
+	$(BIN)/python notebooks/execute.py
+
+bench: $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[bench]"
+	$(BIN)/python benchmarks/speed.py
+	$(BIN)/python benchmarks/memory.py
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
