@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import numba
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from .interface import Counts, Forward, Path, Problem
@@ -71,7 +72,8 @@ def _floor(dtype: np.dtype) -> float:
 
 def _chunks(work: NDArray[Any]) -> list[tuple[int, int]]:
     """Cut ``range(len(work))`` into one run per thread with about equal work."""
-    threads = numba.get_num_threads()
+    # Torch's setting is the one users know; asking numba for its own would overwrite torch's.
+    threads = torch.get_num_threads()
     total = float(work.sum())
     if threads == 1 or len(work) < 2 or total < _PARALLEL_WORK:
         return [(0, len(work))]
@@ -256,7 +258,7 @@ def _pass(problem: Problem, *, keep: bool, backward: bool) -> Sweep:
 
     if len(chunks) > 1:
         _run([partial(both, lo, hi) for lo, hi in chunks])
-    elif numba.get_num_threads() > 1 and _work(problem).sum() >= _PARALLEL_WORK:
+    elif torch.get_num_threads() > 1 and _work(problem).sum() >= _PARALLEL_WORK:
         # One long sequence: its two passes do not need each other.
         _run([partial(go_forward, 0, jobs), partial(go_backward, 0, jobs)])
     else:
