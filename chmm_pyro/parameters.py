@@ -7,6 +7,7 @@ r"""How models hold their parameters: each class turns free parameters into a tr
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -41,7 +42,7 @@ def normalised_counts(
 
     Returns:
         Probabilities; a row without any count gets a uniform distribution over its allowed
-        successors.
+        successors, a row without allowed ones is zero.
     """
     axes = (-1,) if action_model == "conditional" else (0, -1)
     total = counts + pseudocount
@@ -49,9 +50,10 @@ def normalised_counts(
         total = torch.where(allowed, total, 0.0)
     norm = total.sum(axes, keepdim=True)
     uniform = torch.ones_like(total) if allowed is None else allowed.to(total.dtype)
-    uniform = uniform / uniform.sum(axes, keepdim=True)
-    empty = norm == 0
-    return torch.where(empty, uniform, total / torch.where(empty, 1.0, norm)), int(empty.sum())
+    width = uniform.sum(axes, keepdim=True)
+    empty = (norm == 0) & (width > 0)  # rows without any entry have nothing to be counted
+    probs = torch.where(empty, uniform, total) / torch.where(norm > 0, norm, width.clamp(min=1))
+    return probs, int(empty.sum())
 
 
 def finite_sum(values: Tensor) -> Tensor:
@@ -190,13 +192,13 @@ class SoftmaxTransition(Transition):
             assert free is not None  # there are frozen entries
             any_free = free.any(-1, keepdim=True)
             learned = log_normalise(torch.where(any_free, logits, 0.0)) + self.log_rest
-            log_table = torch.where(self.frozen.isnan(), learned, self.log_frozen)
+            log_table = torch.where(free, learned, self.log_frozen)
         return DenseTable(self.clones, log_table, self.action_model)
 
     @torch.no_grad()
     def maximise(self, counts: Tensor, pseudocount: float) -> int:
         probs, unvisited = normalised_counts(counts, pseudocount, self.action_model, self._free)
-        self.logits.copy_(probs.nan_to_num(0.0).log())  # rows frozen throughout have none
+        self.logits.copy_(probs.log())
         return unvisited
 
 
@@ -217,8 +219,13 @@ class CountTransition(Transition):
     ) -> None:
         super().__init__()
         self.clones, self.num_actions, self.action_model = clones, len(counts), action_model
-        if not bool((counts >= 0).all()):
-            raise ValueError("counts holds negative or NaN entries, expected counts >= 0.")
+        wrong = ~((counts >= 0) & counts.isfinite())
+        if wrong.any():
+            at = [int(i) for i in wrong.nonzero()[0]]
+            raise ValueError(
+                f"counts{at} = {float(counts[tuple(at)])}, expected a finite count >= 0; mark "
+                "impossible transitions with 0."
+            )
         positive = counts > 0
         self.register_buffer("allowed", None if bool(positive.all()) else positive)
         free = _inverse_softplus(torch.where(positive, counts, 1.0))
@@ -228,7 +235,8 @@ class CountTransition(Transition):
     def log_counts(self) -> Tensor:
         """``(A, S, S)`` logarithms of the counts, ``-inf`` for structural zeros."""
         free = self.free_counts
-        small = free < -15  # softplus(x) = exp(x) to rounding, without underflow
+        # There softplus(x) = exp(x) to rounding, without underflow.
+        small = free < math.log(torch.finfo(free.dtype).eps)
         safe = torch.where(small, 0.0, free)
         log_counts = torch.where(small, free, nn.functional.softplus(safe).log())
         if self.allowed is None:
