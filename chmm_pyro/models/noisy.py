@@ -1,0 +1,145 @@
+"""States that emit other symbols than their own: a full emission table beside the clones."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from numpy.typing import ArrayLike
+from torch import Tensor, nn
+
+from ..clones import MISSING, CloneStructure
+from ..data_layout import bad_entry
+from ..distribution import CloneHMM
+from ..jobs import JobBatch, pose
+from ..sequences import SequenceBatch
+from ..tables import DenseTable
+from .point import PointCHMM
+
+__all__ = ["NoisyCHMM", "NoisyCloneHMM"]
+
+
+class NoisyCloneHMM(CloneHMM):
+    """A :class:`~chmm_pyro.distribution.CloneHMM` whose states emit by a table.
+
+    Every state may emit every symbol, so a step costs :math:`S^2`.
+
+    Args:
+        clones: the clone structure; it only says which symbol a state is called after.
+        initial_logits: ``(*P, S)``.
+        transition_logits: ``(*P, A, S, S)`` or a table.
+        actions: ``(*B, T - 1)``.
+        emission_logits: ``(*P, S, V)``, normalised over symbols.
+        options: ``lengths``, ``action_model``, ``action_logits`` and ``validate_args``.
+    """
+
+    def __init__(
+        self,
+        clones: CloneStructure,
+        initial_logits: Tensor,
+        transition_logits: Any,
+        actions: ArrayLike | Tensor,
+        *,
+        emission_logits: Tensor,
+        **options: Any,
+    ) -> None:
+        expected = (clones.num_states, clones.num_symbols)
+        if emission_logits.shape[-2:] != expected:
+            raise ValueError(
+                f"emission_logits has shape {tuple(emission_logits.shape)}, expected "
+                f"(..., {expected[0]}, {expected[1]}): state, symbol."
+            )
+        self.log_emission = emission_logits.log_softmax(-1)
+        super().__init__(clones, initial_logits, transition_logits, actions, **options)
+
+    def expand(self, batch_shape: Any, _instance: CloneHMM | None = None) -> CloneHMM:
+        new = self._get_checked_instance(NoisyCloneHMM, _instance)
+        new.log_emission = self.log_emission
+        return super().expand(batch_shape, new)
+
+    def _problem(self, value: ArrayLike | Tensor) -> JobBatch:
+        obs, actions, lengths = self._data(value)
+        wrong = (obs < MISSING) | (obs >= self.clones.num_symbols)
+        if wrong.any():
+            raise bad_entry("obs", obs, wrong, f"a symbol below {self.clones.num_symbols}")
+        batch = torch.broadcast_shapes(obs.shape[:-1], self.log_emission.shape[:-2])
+        by_symbol = self.log_emission.transpose(-2, -1).expand(*batch, *self._emission_shape)
+        index = obs.clamp(min=0).unsqueeze(-1).expand(*batch, -1, by_symbol.shape[-1])
+        evidence = torch.where((obs == MISSING).unsqueeze(-1), 0.0, by_symbol.gather(-2, index))
+        return pose(
+            self.table,
+            self.log_initial,
+            evidence,
+            torch.full_like(obs, MISSING),
+            actions,
+            lengths,
+            batch_shape=self.batch_shape,
+        )
+
+    @property
+    def _emission_shape(self) -> tuple[int, int]:
+        return self.clones.num_symbols, self.clones.num_states
+
+    @torch.no_grad()
+    def sample(self, sample_shape: Any = (), *, first_symbol: Any = None) -> Tensor:
+        if first_symbol is not None:
+            raise ValueError(
+                f"first_symbol = {first_symbol} was given to a NoisyCloneHMM, expected None: its "
+                "states emit any symbol."
+            )
+        return self.sample_symbols(state_chain(self).sample(sample_shape))
+
+    @torch.no_grad()
+    def sample_symbols(self, states: Tensor) -> Tensor:
+        """Draw what states ``(..., T)`` emit; 0 beyond the end of a sequence."""
+        table = self.log_emission.exp()
+        index = states.unsqueeze(-1).expand(*states.shape, table.shape[-1])
+        probs = table.expand(*states.shape[:-1], *table.shape[-2:]).gather(-2, index)
+        symbols = torch.multinomial(probs.flatten(0, -2), 1).view(states.shape)
+        if self.lengths is None:
+            return symbols
+        inside = torch.arange(states.shape[-1], device=states.device) < self.lengths.unsqueeze(-1)
+        return torch.where(inside, symbols, 0)
+
+
+def state_chain(hmm: CloneHMM) -> CloneHMM:
+    """The distribution whose symbols are the states of ``hmm``, without soft evidence."""
+    single = CloneStructure([1] * hmm.clones.num_states)
+    table = DenseTable(single, hmm.table.values, hmm.action_model)
+    return CloneHMM(single, hmm.log_initial, table, hmm.actions, lengths=hmm.lengths)
+
+
+class NoisyCHMM(PointCHMM):
+    """A :class:`~chmm_pyro.models.point.PointCHMM` with a table of emissions.
+
+    Args:
+        clones: the clone structure.
+        num_actions: ``A``.
+        emission_logits: ``(S, V)`` start of the emission table.
+        options: of :class:`~chmm_pyro.models.point.PointCHMM`.
+    """
+
+    def __init__(
+        self, clones: CloneStructure, num_actions: int, emission_logits: Tensor, **options: Any
+    ) -> None:
+        super().__init__(clones, num_actions, dtype=emission_logits.dtype, **options)
+        self.emission_logits = nn.Parameter(emission_logits.detach().clone())
+
+    def distribution(
+        self,
+        batch: SequenceBatch,
+        *,
+        initial_logits: Tensor | None = None,
+        log_evidence: Tensor | None = None,
+    ) -> CloneHMM:
+        if log_evidence is not None:
+            raise ValueError("log_evidence was given to a NoisyCHMM, expected None.")
+        return NoisyCloneHMM(
+            self.clones,
+            self.initial.logits if initial_logits is None else initial_logits,
+            self.transition.table(),
+            batch.actions,
+            emission_logits=self.emission_logits,
+            lengths=batch.lengths,
+            action_logits=self.action_logits,
+        )
