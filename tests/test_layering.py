@@ -16,7 +16,7 @@ PACKAGE = Path(__file__).parents[1] / "chmm_pyro"
 # Bottom first. An entry is a module or a subpackage; a new one joins by a word here.
 BESIDE = frozenset({"environments", "maps", "planning", "plotting", "scores"})
 LAYERS: tuple[frozenset[str], ...] = (
-    frozenset({"atomic", "beliefs", "clones", "simplex"}),
+    frozenset({"atomic", "beliefs", "clones", "graph_layout", "simplex"}),
     frozenset({"vocabulary"}),
     frozenset({"_readers"}),
     frozenset({"sequences"}),
