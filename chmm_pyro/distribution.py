@@ -248,7 +248,10 @@ class CloneHMM(TorchDistribution):
         posed = self._problem(value)
         log_z = messages.log_marginal(posed.problem).to(self.table.values.dtype).view(posed.shape)
         terms = self._action_terms(posed.shape)
-        return log_z if terms is None else log_z + terms.sum(-1)
+        if terms is None:
+            return log_z
+        # Impossible data say nothing about the actions either.
+        return torch.where(torch.isneginf(log_z), log_z, log_z + terms.sum(-1))
 
     def log_prob_steps(self, value: ArrayLike | Tensor) -> Tensor:
         """``(..., T)`` terms ``log p(x_t | x_<t, a)``, which sum to ``log_prob``.
