@@ -1,0 +1,77 @@
+"""Every benchmark script runs and writes what it promises; its numbers mean nothing here."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from pathlib import Path
+from types import ModuleType
+
+import pandas as pd
+import pytest
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+
+def _script(monkeypatch: pytest.MonkeyPatch, name: str) -> ModuleType:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    return importlib.import_module(name)
+
+
+def test_speed_checks_and_times(monkeypatch, tmp_path):
+    speed = _script(monkeypatch, "speed")
+    names = ["ours-em", "ours-gradient"]
+    chosen = ["--instances", "small", "--implementations", *names]
+    speed.main([*chosen, "--repeats", "2", "--out", str(tmp_path)])
+    table = pd.read_csv(tmp_path / "speed.csv")
+    assert list(table["implementation"]) == names
+    assert (table["median_ms"] > 0).all()
+    assert "processor:" in (tmp_path / "speed.txt").read_text(encoding="utf-8")
+
+
+def test_speed_refuses_a_wrong_likelihood_and_a_wrong_gradient(monkeypatch):
+    speed = _script(monkeypatch, "speed")
+    contest = importlib.import_module("contest")
+    instance = speed.INSTANCES["small"]
+    honest = speed.IMPLEMENTATIONS["ours-gradient"].prepare(instance)
+    off_value = contest.Run(lambda: honest.step() * 1.001)
+    off_gradient = contest.Run(honest.step, gradient=lambda: honest.gradient() * 1.01)
+    for run in (off_value, off_gradient):
+        cheat = contest.Implementation("cheat", "gradient", lambda _, run=run: run)
+        with pytest.raises(AssertionError, match="cheat"):
+            speed.compare(instance, [cheat], repeats=1)
+
+
+def test_speed_says_what_it_skips(monkeypatch, capsys):
+    speed = _script(monkeypatch, "speed")
+    contest = importlib.import_module("contest")
+    absent = contest.Implementation("absent", "em", print, needs=("no_such_module",))
+    (row,) = speed.compare(speed.INSTANCES["small"], [absent], repeats=1)
+    assert row["skipped"] == "no_such_module not installed"
+    assert "absent skipped" in capsys.readouterr().out
+
+
+def test_memory_child_reports_a_peak_above_the_data(monkeypatch, capsys):
+    _script(monkeypatch, "memory").main(["--child", "ours-em", "small"])
+    row = json.loads(capsys.readouterr().out)
+    assert 0 <= row["above_data_mib"] < row["process_before_mib"]
+
+
+def test_compile_time_tells_the_calls_apart(monkeypatch, tmp_path):
+    _script(monkeypatch, "compile_time").main(
+        ["--cached-only", "--repeats", "1", "--out", str(tmp_path)]
+    )
+    (row,) = pd.read_csv(tmp_path / "compile_time.csv").to_dict("records")
+    assert row["import"] > 0
+    assert row["first EM iteration"] > 0
+
+
+def test_training_curves_follow_the_published_ones(monkeypatch, tmp_path):
+    training = _script(monkeypatch, "training_curves")
+    training.main(["--cases", "small", "--num-iters", "5", "--out", str(tmp_path)])
+    table = pd.read_csv(tmp_path / "training_curves.csv")
+    starts = table[table["update"] == 0]
+    assert len(starts) == len(training.methods("small"))
+    assert starts["train_bits_per_step"].nunique() == 1
+    assert starts["held_out_bits_per_step"].nunique() == 1
+    assert (tmp_path / "training_curves.png").stat().st_size > 10_000
