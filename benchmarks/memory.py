@@ -1,11 +1,12 @@
 """Peak memory above the data, each implementation in a process of its own.
 
-A child imports everything, builds the data and the layout-free inputs, runs the implementation
-once on a tiny instance (which loads the compiled code) and notes its resident size.  It then sets
-the implementation up and runs it on the real instance.  Reported is ``getrusage``'s ``ru_maxrss``
-minus the noted size: everything that the parameters, the layout, messages, counts and gradients
-take at the worst moment.  Where Linux allows it the high-water mark is reset in between
-(``/proc/self/clear_refs``); otherwise an earlier, higher peak can only make the figure larger.
+A child imports everything, makes the data and the first table, and runs the implementation once on
+a tiny instance, which loads the compiled code.  It then resets its high-water mark to the present
+size (``/proc/self/clear_refs``), sets the implementation up on the real instance and runs it three
+times.  Reported is the growth of ``getrusage``'s ``ru_maxrss``: everything that parameters, layout,
+messages, counts and gradients take at the worst moment.  Where the mark cannot be reset, the
+present size is subtracted instead; an earlier, higher peak then makes the figure larger, never
+smaller.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ def measure(implementation: str, instance: str) -> dict[str, Any]:
     del tiny
     gc.collect()
     reset = _reset_peak()
-    before = _resident()
+    before = _peak() if reset else _resident()
     run = chosen.prepare(data)
     for _ in range(_STEPS):
         run.step()
