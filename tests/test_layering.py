@@ -14,7 +14,9 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "chmm_pyro"
 
 # Bottom first. An entry is a module or a subpackage; a new one joins by a word here.
-BESIDE = frozenset({"environments", "maps", "planning", "plotting", "scores"})
+MAPS = frozenset({"edges", "isomorphism", "map_edits", "map_scores", "maps", "transition_entries"})
+PLANNING = frozenset({"hierarchy", "navigation", "place_fields", "planning", "policies", "tracks"})
+BESIDE = frozenset({"environments", "plotting", "scores"}) | MAPS | PLANNING
 LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"atomic", "beliefs", "clones", "graph_layout", "simplex"}),
     frozenset({"vocabulary"}),
