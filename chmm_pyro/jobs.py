@@ -33,7 +33,7 @@ def _rows(batch: torch.Size, full: torch.Size) -> IntArray:
     if batch.numel() == 1:
         return np.zeros(full.numel(), np.int64)
     rows = np.broadcast_to(np.arange(batch.numel()).reshape(batch), full)
-    return np.ascontiguousarray(rows.reshape(-1))
+    return rows.flatten()  # a copy: torch takes no read-only arrays
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import os
 import sys
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
@@ -121,6 +121,30 @@ def _needs_grad(problem: Problem) -> bool:
     )
 
 
+def _recomputed(
+    ctx: Any, of: Callable[[Problem], tuple[Tensor, ...]], gradients: tuple[Tensor, ...]
+) -> tuple[Tensor | None, ...]:
+    """Gradients through plain torch operations; differentiable where a graph is recorded."""
+    create_graph = torch.is_grad_enabled()
+    inputs = ctx.saved_tensors
+    needed = ctx.needs_input_grad[: len(inputs)]
+    if not create_graph:
+        inputs = [
+            None if x is None else x.detach().requires_grad_(need)
+            for x, need in zip(inputs, needed, strict=True)
+        ]
+    with torch.enable_grad():
+        layout, jobs = ctx.data
+        outputs = of(Problem(layout, jobs, *inputs))
+        wanted = [x for x, need in zip(inputs, needed, strict=True) if need]
+        found = iter(
+            torch.autograd.grad(
+                outputs, wanted, gradients, create_graph=create_graph, allow_unused=True
+            )
+        )
+    return *(next(found) if need else None for need in needed), None, None
+
+
 class _LogMarginal(torch.autograd.Function):
     """``log p(obs | actions)`` of all jobs; its gradient is the expected counts.
 
@@ -136,29 +160,18 @@ class _LogMarginal(torch.autograd.Function):
         ctx.data = layout, jobs
         if kernel is torch_any:
             ctx.sweep = kernel.sweep(_detached(problem))
-            return ctx.sweep.log_z
+            # An output that is also kept would be a cycle that only the collector frees.
+            return ctx.sweep.log_z.clone()
         with _announce(log_blocks.dtype):
             ctx.sweep = kernel.sweep(_arrays(problem))
         return torch.from_numpy(ctx.sweep.log_z)
 
     @staticmethod
     def backward(ctx, grad):
-        log_initial, log_blocks, log_evidence = ctx.saved_tensors
         if torch.is_grad_enabled():  # create_graph=True: the gradient must be differentiable
-            layout, jobs = ctx.data
-            problem = Problem(layout, jobs, log_initial, log_blocks, log_evidence)
-            inputs = [x for x in (log_initial, log_blocks, log_evidence) if x is not None]
-            wanted = [x for x in inputs if x.requires_grad]
-            log_z = torch_any.forward(problem).log_z
-            log_z = torch.where(torch.isfinite(log_z), log_z, 0.0)
-            found = torch.autograd.grad(log_z, wanted, grad, create_graph=True, allow_unused=True)
-            of = dict(zip(map(id, wanted), found, strict=True))
-            gradients = tuple(
-                None if x is None else of.get(id(x))
-                for x in (log_initial, log_blocks, log_evidence)
-            )
-            return *gradients, None, None
-        marginals = log_evidence is not None and ctx.needs_input_grad[2]
+            return _recomputed(ctx, _finite_log_z, (grad,))
+        log_blocks = ctx.saved_tensors[1]
+        marginals = ctx.needs_input_grad[2]
         kernel = _kernel(log_blocks.device)
         if kernel is torch_any:
             counts = kernel.weigh(ctx.sweep, grad, marginals)
@@ -167,23 +180,48 @@ class _LogMarginal(torch.autograd.Function):
         return counts.initial_counts, counts.block_counts, counts.marginals, None, None
 
 
+def _finite_log_z(problem: Problem) -> tuple[Tensor, ...]:
+    log_z = torch_any.forward(problem).log_z
+    return (torch.where(torch.isfinite(log_z), log_z, 0.0),)
+
+
+class _Filter(torch.autograd.Function):
+    """The three fields of :class:`Forward`.
+
+    Filters are rarely differentiated, so the tape over time is recorded only when a gradient is
+    asked for, at the price of a second pass.
+    """
+
+    @staticmethod
+    def forward(ctx, log_initial, log_blocks, log_evidence, layout, jobs):
+        ctx.save_for_backward(log_initial, log_blocks, log_evidence)
+        ctx.data = layout, jobs
+        return tuple(_call(Problem(layout, jobs, log_initial, log_blocks, log_evidence), "forward"))
+
+    @staticmethod
+    def backward(ctx, *gradients):
+        return _recomputed(ctx, lambda problem: tuple(torch_any.forward(problem)), gradients)
+
+
+def _differentiated(function: type[torch.autograd.Function], problem: Problem) -> Any:
+    potentials = problem.log_initial, problem.log_blocks, problem.log_evidence
+    return function.apply(*potentials, problem.layout, problem.jobs)
+
+
 def log_marginal(problem: Problem) -> Tensor:
     """``(J,)`` float64 log-likelihoods, differentiable (also twice) in all potentials."""
     if _needs_grad(problem):
-        return _LogMarginal.apply(
-            problem.log_initial,
-            problem.log_blocks,
-            problem.log_evidence,
-            problem.layout,
-            problem.jobs,
-        )
+        return _differentiated(_LogMarginal, problem)
     return _call(problem, "forward", False).log_z
 
 
 def forward(problem: Problem) -> Forward:
-    """Filtered messages and per-step terms; through plain torch operations if gradients flow."""
+    """Filtered messages and per-step terms, differentiable (also twice) in all potentials.
+
+    A gradient goes through plain torch operations and costs far more than the value.
+    """
     if _needs_grad(problem):
-        return torch_any.forward(problem)
+        return Forward(*_differentiated(_Filter, problem))
     return _call(problem, "forward")
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import warnings
+import weakref
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -155,6 +158,46 @@ def test_filtered_messages_are_differentiable():
     plain = messages.forward(problem)
     for one, other in zip(messages.forward(rebuilt(*leaves)), plain, strict=True):
         assert_close(one.detach(), other, **TOL["exact"][torch.float64])
+
+
+def test_filtered_messages_are_twice_differentiable():
+    problem = make_problem([Case.of(random_instance((2, 1), 3, 1, seed=3))], torch.float64)
+    rebuilt, leaves = on_finite_entries(problem)
+
+    def terms(*finite):
+        return messages.forward(rebuilt(*finite)).log_steps
+
+    assert gradgradcheck(terms, leaves, fast_mode=True)
+
+
+def test_values_of_a_filter_record_no_tape(monkeypatch, kernel):
+    """Beliefs of a fitted model are asked for without gradients, and must be as fast."""
+    posed, leaves = with_leaves(ragged_problem({})[0])
+    found = messages.forward(posed)
+    calls = []
+    forward = messages.torch_any.forward
+    monkeypatch.setattr(messages.torch_any, "forward", lambda *a: calls.append(a) or forward(*a))
+    messages.forward(posed)
+    assert len(calls) == (kernel == "torch")
+    (found.log_steps.sum()).backward()
+    assert len(calls) == 1 + (kernel == "torch") and leaves[1].grad.any()
+
+
+@pytest.mark.parametrize("differentiate", [False, True])
+def test_nothing_waits_for_the_garbage_collector(differentiate):
+    """Messages of a long sequence are large: what holds them must not be a reference cycle."""
+    posed, _ = with_leaves(ragged_problem({"evidence": "states"})[0])
+    problem = posed._replace(jobs=replace(posed.jobs))
+    jobs = weakref.ref(problem.jobs)
+    gc.disable()
+    try:
+        log_z = messages.log_marginal(problem)
+        if differentiate:
+            log_z.sum().backward()
+        del problem, log_z
+        assert jobs() is None
+    finally:
+        gc.enable()
 
 
 @every_kind
