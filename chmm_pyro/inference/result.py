@@ -22,6 +22,7 @@ class FitResult:
 
     Attributes:
         model: the fitted model (a copy; the model passed in is unchanged).
+        prior_model: the model with priors, where ``model`` is one point of its posterior.
         guide: the variational guide.
         draws: posterior draws by name, ``(chain, draw, ...)``.
         data: the sequences fitted.
@@ -48,6 +49,7 @@ class FitResult:
     wall_time: float
     seconds_history: NDArray[np.float64]
     interrupted: bool = False
+    prior_model: Any = None
     guide: Any = None
     draws: dict[str, torch.Tensor] | None = None
     num_warmup: int | None = None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from itertools import compress
 from typing import Any, NamedTuple
 
 import pyro
@@ -21,13 +22,23 @@ from ..data_layout import symbol_of_state
 from ..distribution import CloneHMM
 from ..sequences import SequenceBatch
 from ..simplex import LogDirichlet
-from ..tables import ACTION_MODELS, DenseTable
+from ..tables import DenseTable
 from .base import sequence_plate
 from .noisy import NoisyCHMM, NoisyCloneHMM, state_chain
 from .point import PointCHMM
 from .priors import SMALLEST, TransitionPrior, check_positive, from_rows, to_rows
 
 __all__ = ["BayesianCHMM", "Parameters", "PriorPredictive"]
+
+
+_PUBLIC_NAMES = {
+    "concentration": "concentration",
+    "log_sticks": "clone_weights",
+    "log_transition": "transition",
+    "log_initial": "initial",
+    "log_actions": "actions",
+    "log_emission": "emission",
+}
 
 
 class Parameters(NamedTuple):
@@ -108,6 +119,10 @@ class BayesianCHMM(PyroModule):
         enumerated: write the hidden states as sites that ``TraceEnum_ELBO`` sums out.
         dtype: of all parameters.
 
+    Attributes:
+        sites: names of the latent sites, in the order they are drawn.
+        public_names: what :meth:`draws_of` calls them.
+
     Raises:
         ValueError: concentrations that are not positive, or options that exclude each other.
 
@@ -140,8 +155,8 @@ class BayesianCHMM(PyroModule):
         super().__init__()
         if num_actions < 1:
             raise ValueError(f"num_actions = {num_actions}, expected at least 1.")
-        if action_model not in ACTION_MODELS:
-            raise ValueError(f"action_model = {action_model!r}, expected one of {ACTION_MODELS}.")
+        if action_model not in ("conditional", "joint"):
+            raise ValueError(f"action_model = {action_model!r}, expected 'conditional' or 'joint'.")
         if learn_actions and action_model == "joint":
             raise ValueError(
                 "learn_actions=True was given with action_model='joint', which has p(a | z) "
@@ -176,20 +191,16 @@ class BayesianCHMM(PyroModule):
             mine = owner[:, None] == torch.arange(clones.num_symbols)
             self.emission_concentration = torch.where(mine, own, other)
             check_positive("emission_concentration", self.emission_concentration)
-
-    @property
-    def sites(self) -> tuple[str, ...]:
-        """Names of the latent sites, in the order they are drawn."""
-        prior = self.transition_prior
-        asked = {
-            "concentration": prior.hyperprior is not None,
-            "log_sticks": prior.num_sticks > 0,
-            "log_transition": True,
-            "log_initial": self.learn_initial,
-            "log_actions": self.learn_actions,
-            "log_emission": self.emission_concentration is not None,
-        }
-        return tuple(site for site, wanted in asked.items() if wanted)
+        asked = (
+            hyperprior is not None,
+            self.transition_prior.num_sticks > 0,
+            True,
+            learn_initial,
+            learn_actions,
+            emission_concentration is not None,
+        )
+        self.sites = tuple(compress(_PUBLIC_NAMES, asked))
+        self.public_names = tuple(_PUBLIC_NAMES[site] for site in self.sites)
 
     def prior(self, site: str, values: Mapping[str, Tensor]) -> dist.TorchDistribution:
         """The prior of one site given those before it.
@@ -335,17 +346,27 @@ class BayesianCHMM(PyroModule):
             ``(*P)`` (the factor) and ``clone_weights`` ``(*P, S)`` (share of each clone in its
             symbol).
         """
-        table = from_rows(values["log_transition"], self.num_actions, self.action_model)
-        draws = {"transition": table.exp()}
-        for name in ("initial", "actions", "emission"):
-            if f"log_{name}" in values:
-                draws[name] = values[f"log_{name}"].exp()
-        if "concentration" in values:
-            draws["concentration"] = values["concentration"]
-        log_weights = self.log_weights(values)
-        if log_weights is not None:
-            draws["clone_weights"] = log_weights.exp()
+        draws = {}
+        for site, name in zip(self.sites, self.public_names, strict=True):
+            value = values[site]
+            if site == "log_transition":
+                value = from_rows(value, self.num_actions, self.action_model)
+            elif site == "log_sticks":
+                value = self.transition_prior.sticks.log_weights(value)
+            draws[name] = value if site == "concentration" else value.exp()
         return draws
+
+    def values_of(self, draws: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The inverse of :meth:`draws_of`; probabilities that had underflowed are ``-inf``."""
+        values = {}
+        for site, name in zip(self.sites, self.public_names, strict=True):
+            value = draws[name] if site == "concentration" else draws[name].log()
+            if site == "log_transition":
+                value = to_rows(value, self.action_model)
+            elif site == "log_sticks":
+                value = self.transition_prior.sticks.log_sticks(value)
+            values[site] = value
+        return values
 
     @torch.no_grad()
     def point(self, values: Mapping[str, Tensor]) -> PointCHMM:

@@ -16,7 +16,7 @@ from ..sequences import SequenceBatch
 from ..tables import DenseTable
 from .point import PointCHMM
 
-__all__ = ["NoisyCHMM", "NoisyCloneHMM"]
+__all__ = ["NoisyCHMM", "NoisyCloneHMM", "state_chain"]
 
 
 class NoisyCloneHMM(CloneHMM):

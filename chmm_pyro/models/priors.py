@@ -23,7 +23,15 @@ from torch import Tensor, nn
 from ..clones import CloneStructure
 from ..data_layout import symbol_of_state
 
-__all__ = ["Sticks", "TransitionPrior", "block_concentration", "from_rows", "to_rows"]
+__all__ = [
+    "SMALLEST",
+    "Sticks",
+    "TransitionPrior",
+    "block_concentration",
+    "check_positive",
+    "from_rows",
+    "to_rows",
+]
 
 SMALLEST = 1e-30
 """Concentrations below are this: a stick-breaking weight may underflow, a concentration may not."""
@@ -99,6 +107,21 @@ class Sticks(NamedTuple):
         broken, left = padded[..., self.stick, :].unbind(-1)
         before = nn.functional.pad(left.cumsum(-1)[..., :-1], (1, 0))
         return (broken + before).flatten(-2)[..., self.states]
+
+    def log_sticks(self, log_weights: Tensor) -> Tensor:
+        """The inverse of :meth:`log_weights`."""
+        shape = self.stick.shape
+        padded = log_weights.new_full((*log_weights.shape[:-1], shape.numel()), -math.inf)
+        padded[..., self.states] = log_weights
+        rest = padded.unflatten(-1, shape).flip(-1).logcumsumexp(-1).flip(-1)
+        after = nn.functional.pad(rest[..., 1:], (0, 1), value=-math.inf)
+        both = torch.stack([padded.unflatten(-1, shape), after], -1) - rest.unsqueeze(-1)
+        return both[..., self.stick < self.num_sticks, :]
+
+    @property
+    def num_sticks(self) -> int:
+        """``S - V``."""
+        return len(self.states) - len(self.stick)
 
 
 class TransitionPrior(nn.Module):
@@ -176,9 +199,7 @@ class TransitionPrior(nn.Module):
     @property
     def num_sticks(self) -> int:
         """``S - V``, or 0 without stick-breaking."""
-        if self.stick_concentration is None:
-            return 0
-        return self.clones.num_states - self.clones.num_symbols
+        return 0 if self.stick_concentration is None else self.sticks.num_sticks
 
     def concentration(
         self, factor: Tensor | None = None, log_weights: Tensor | None = None

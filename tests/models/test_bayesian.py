@@ -195,6 +195,16 @@ def test_public_draws_are_probabilities(name):
         assert_close(draws["clone_weights"][:, :2].sum(-1), torch.ones(4).double(), **EXACT)
 
 
+@pytest.mark.parametrize("name", OPTIONS)
+def test_values_come_back_from_public_draws(name):
+    model = BayesianCHMM(CloneStructure([3, 1, 2]), 2, **OPTIONS[name])
+    values = model.sample_prior(4)
+    found = model.values_of(model.draws_of(values))
+    assert tuple(found) == model.sites
+    for site in model.sites:
+        assert_close(found[site].exp(), values[site].exp(), **EXACT)
+
+
 def test_minibatches_scale_the_likelihood_and_not_the_prior():
     model, batch = make("plain"), ragged()
     values = model.sample_prior()
