@@ -14,7 +14,7 @@ from torch import Tensor
 from ._kernels.layout import Layout, build_layout
 from .clones import MISSING, CloneStructure
 
-__all__ = ["as_integers", "bad_entry", "lay_out", "symbol_of_state"]
+__all__ = ["as_integers", "bad_entry", "check_actions", "lay_out", "symbol_of_state"]
 
 
 @lru_cache(maxsize=32)
@@ -42,12 +42,26 @@ def as_integers(name: str, value: ArrayLike | Tensor, device: torch.device) -> T
     return tensor.long()
 
 
-def bad_entry(name: str, values: Tensor, wrong: Tensor, expected: str) -> ValueError:
+def bad_entry(
+    name: str, values: Tensor, wrong: Tensor, expected: str, remedy: str = ""
+) -> ValueError:
     """An error that names the first wrong entry; a leading dimension of one is left out."""
     if values.ndim == 2 and len(values) == 1:
         values, wrong = values[0], wrong[0]
     at = [int(i) for i in wrong.nonzero()[0]]
-    return ValueError(f"{name}{at} = {int(values[tuple(at)])}, expected {expected}.")
+    end = f"; {remedy}." if remedy else "."
+    return ValueError(f"{name}{at} = {int(values[tuple(at)])}, expected {expected}{end}")
+
+
+def check_actions(name: str, actions: Tensor, num_actions: int, used: Tensor | None = None) -> None:
+    """Refuse actions out of range, except where ``used`` is False."""
+    wrong = (actions < 0) | (actions >= num_actions)
+    if used is not None:
+        wrong &= used
+    if wrong.any():
+        expected = f"an action in 0 .. {num_actions - 1}"
+        remedy = "give the model as many actions as the data use, or renumber them"
+        raise bad_entry(name, actions, wrong, expected, remedy)
 
 
 # The last few layouts, found again by comparing the data themselves: training evaluates the same
@@ -103,18 +117,19 @@ def lay_out(
         wrong = (flat_lengths < 1) | (flat_lengths > steps)
         if wrong.any():
             expected = f"between 1 and the {steps} steps of obs"
-            raise bad_entry("lengths", flat_lengths, wrong, expected)
+            remedy = "leave lengths out if no sequence is shorter than the others"
+            raise bad_entry("lengths", flat_lengths, wrong, expected, remedy)
     inside = torch.arange(steps, device=obs.device) < flat_lengths[:, None]
     symbols = clones.num_symbols
     wrong = ((obs < MISSING) | (obs >= symbols)) & inside
     if wrong.any():
         expected = f"a symbol below {symbols} of {clones}, or MISSING (-1)"
-        raise bad_entry("obs", obs, wrong, expected)
+        remedy = "give the clone structure an entry for each symbol, or renumber them"
+        raise bad_entry("obs", obs, wrong, expected, remedy)
     padded = torch.nn.functional.pad(actions, (0, 1))
     driving = torch.nn.functional.pad(inside[:, 1:], (0, 1))
-    wrong = ((padded < 0) | (padded >= num_actions)) & driving
-    if wrong.any() and not per_step:
-        raise bad_entry("actions", padded, wrong, f"an action in 0 .. {num_actions - 1}")
+    if not per_step:
+        check_actions("actions", padded, num_actions, driving)
     layout = build_layout(
         clones,
         obs[inside].cpu().numpy(),

@@ -15,7 +15,7 @@ from torch.distributions import constraints
 from . import messages
 from .beliefs import Posterior, StatePath
 from .clones import MISSING, CloneStructure
-from .data_layout import as_integers, bad_entry, symbol_of_state
+from .data_layout import as_integers, check_actions, symbol_of_state
 from .jobs import JobBatch, pose
 from .tables import DenseTable, Table, log_normalise
 
@@ -395,14 +395,18 @@ class CloneHMM(TorchDistribution):
     ) -> Tensor:
         """Draw symbols ``(*sample_shape, ..., T)`` along the given actions.
 
+        Each state is drawn from ``p(z' | z, a)``, also in a joint model: the actions are chosen
+        for the model and say nothing about its states.
+
         Args:
             sample_shape: leading shape.
             first_symbol: start in a state of this symbol (broadcast against the result's batch)
                 instead of anywhere.
 
         Raises:
-            ValueError: a first symbol of probability zero, or a model with soft evidence (which
-                says nothing about symbols yet to be drawn).
+            ValueError: a first symbol of probability zero, actions out of range or impossible in
+                the state drawn (joint models), or a model with soft evidence (which says nothing
+                about symbols yet to be drawn).
         """
         if self.log_evidence is not None:
             raise ValueError(
@@ -422,21 +426,25 @@ class CloneHMM(TorchDistribution):
                     f"first_symbol = {symbol.tolist()} has probability zero, expected a symbol "
                     f"below {self.clones.num_symbols} that the initial distribution allows."
                 )
-        actions = self.actions.expand(*batch, steps - 1)
-        inside = None if self.lengths is None else self.lengths.expand(batch)
-        states: list[Tensor] = []
-        for t in range(steps):
-            if t > 0:
-                current = torch.nn.functional.one_hot(states[-1], self.clones.num_states)
-                probs = self.table.propagate(current.to(probs.dtype), actions[..., t - 1])
-            drawn = torch.multinomial(probs.reshape(-1, probs.shape[-1]), 1).view(batch)
-            if inside is not None and t > 0:
-                drawn = torch.where(t < inside, drawn, states[-1])
-            states.append(drawn)
+        actions = self.actions
+        inside = None
+        if self.lengths is not None:
+            inside = torch.arange(steps, device=device) < self.lengths.unsqueeze(-1)
+            actions = torch.where(inside[..., 1:], actions, 0)
+        if not self.table.per_step:
+            check_actions("actions", actions, self.table.num_actions)
+        actions = actions.expand(*batch, steps - 1)
+        states = [_draw(probs)]
+        for t in range(steps - 1):
+            probs = self.table.rows(actions[..., t], states[-1]).exp()
+            if (probs.sum(-1) == 0).any():
+                raise ValueError(
+                    f"actions[..., {t}] has probability zero in a state drawn for step {t}, "
+                    "expected actions that the joint model can take there."
+                )
+            states.append(_draw(probs))
         symbols = of_state[torch.stack(states, -1)]
-        if inside is None:
-            return symbols
-        return torch.where(torch.arange(steps, device=device) < inside.unsqueeze(-1), symbols, 0)
+        return symbols if inside is None else torch.where(inside, symbols, 0)
 
     def predict(self, value: ArrayLike | Tensor, future_actions: ArrayLike | Tensor) -> Tensor:
         """Distribution of the symbols that follow ``value``.
@@ -449,11 +457,7 @@ class CloneHMM(TorchDistribution):
             ``(..., K, V)``: entry ``k`` is ``p(x_{T + k} | x, a)``.
         """
         future = as_integers("future_actions", future_actions, self.table.values.device)
-        wrong = (future < 0) | (future >= self.table.num_actions)
-        if wrong.any():
-            raise bad_entry(
-                "future_actions", future, wrong, f"an action in 0 .. {self.table.num_actions - 1}"
-            )
+        check_actions("future_actions", future, self.table.num_actions)
         beliefs = self.filter(value)
         if self.lengths is None:
             probs = beliefs.at(-1)
@@ -467,12 +471,25 @@ class CloneHMM(TorchDistribution):
                 beliefs.num_states,
             )
             probs = one.dense().squeeze(-2)
+        batch = torch.broadcast_shapes(probs.shape[:-1], future.shape[:-1])
+        probs, future = probs.expand(*batch, -1), future.expand(*batch, -1)
         of_state = symbol_of_state(self.clones, probs.device)
-        symbols = []
+        symbols = probs.new_zeros(*batch, self.clones.num_symbols, 0)
         for k in range(future.shape[-1]):
-            actions = future[..., k]
-            probs = self.table.propagate(probs, actions.expand(probs.shape[:-1]))
-            probs = probs / probs.sum(-1, keepdim=True)
-            empty = probs.new_zeros(*probs.shape[:-1], self.clones.num_symbols)
-            symbols.append(empty.index_add(-1, of_state, probs))
-        return torch.stack(symbols, -2)
+            probs = self.table.propagate(probs, future[..., k])
+            total = probs.sum(-1, keepdim=True)
+            if (total == 0).any():
+                raise ValueError(
+                    f"future_actions[..., {k}] has probability zero after the steps before it, "
+                    "expected actions that the joint model can take there."
+                )
+            probs = probs / total
+            empty = probs.new_zeros(*batch, self.clones.num_symbols)
+            ahead = empty.index_add(-1, of_state, probs)
+            symbols = torch.cat([symbols, ahead.unsqueeze(-1)], -1)
+        return symbols.transpose(-1, -2)
+
+
+def _draw(probs: Tensor) -> Tensor:
+    """``(...)`` indices drawn in proportion to ``probs (..., S)``."""
+    return torch.multinomial(probs.reshape(-1, probs.shape[-1]), 1).view(probs.shape[:-1])

@@ -1,9 +1,9 @@
 r"""Normalised transition tables and how their entries become the blocks of a kernel.
 
-A table knows three things: ``blocks(layout)`` gathers the flat log-potentials ``(*P, F)`` that a
+A table knows four things: ``blocks(layout)`` gathers the flat log-potentials ``(*P, F)`` that a
 :class:`~chmm_pyro._kernels.layout.Layout` asks for, ``counts(layout, block_counts)`` adds expected
 counts of those entries back in the shape of the table (the adjoint of the gather), and
-``propagate`` moves a distribution over states one step ahead.  A new kind of storage is one class.
+``rows`` and ``propagate`` look one step ahead.  A new kind of storage is one class.
 """
 
 from __future__ import annotations
@@ -92,6 +92,10 @@ class Table:
         """How often each entry is used by transitions ``(n,)``, in the shape of the table."""
         raise NotImplementedError
 
+    def rows(self, actions: Tensor, states: Tensor) -> Tensor:
+        """Log-probabilities ``(*B, S)`` of the successors of ``(*B,)`` states under actions."""
+        raise NotImplementedError
+
     def propagate(self, probs: Tensor, actions: Tensor) -> Tensor:
         """``(*B, S)`` state probabilities, one step after ``(*B,)`` actions; unnormalised."""
         raise NotImplementedError
@@ -101,6 +105,26 @@ def _add_up(index: Tensor, block_counts: Tensor, shape: torch.Size) -> Tensor:
     """Sum ``(*K, F)`` counts into ``(*K, *shape)`` by flat index."""
     flat = block_counts.new_zeros(*block_counts.shape[:-1], shape.numel())
     return flat.index_add_(-1, index, block_counts).view(*block_counts.shape[:-1], *shape)
+
+
+def _rows_of(values: Tensor, actions: Tensor, states: Tensor) -> Tensor:
+    """``values[..., action, state, :]``; ``*P`` of ``(*P, A, S, L)`` broadcasts with ``*B``."""
+    if values.ndim == 3:
+        return values[actions, states]
+    batch = torch.broadcast_shapes(values.shape[:-3], actions.shape)
+    row = (actions * values.shape[-2] + states).expand(batch)[..., None, None]
+    flat = values.flatten(-3, -2)
+    flat = flat.expand(*batch, *flat.shape[-2:])
+    return flat.gather(-2, row.expand(*batch, 1, flat.shape[-1])).squeeze(-2)
+
+
+def _matrices_of(values: Tensor, actions: Tensor) -> Tensor:
+    """``values[..., action, :, :]``; ``*P`` of ``(*P, A, S, L)`` broadcasts with ``*B``."""
+    if values.ndim == 3:
+        return values[actions]
+    batch = torch.broadcast_shapes(values.shape[:-3], actions.shape)
+    at = actions.expand(batch)[..., None, None, None].expand(*batch, 1, *values.shape[-2:])
+    return values.expand(*batch, *values.shape[-3:]).gather(-3, at).squeeze(-3)
 
 
 @lru_cache(maxsize=8)
@@ -147,14 +171,11 @@ class DenseTable(Table):
         index = (actions * states + old) * states + new
         return torch.bincount(index, minlength=shape.numel()).view(shape)
 
+    def rows(self, actions: Tensor, states: Tensor) -> Tensor:
+        return _rows_of(self.values, actions, states)
+
     def propagate(self, probs: Tensor, actions: Tensor) -> Tensor:
-        if not self.batch_shape:
-            matrices = self.values[actions].exp()
-        else:
-            at = actions[..., None, None, None].expand(*actions.shape, 1, *self.values.shape[-2:])
-            batch = torch.broadcast_shapes(self.batch_shape, actions.shape)
-            tables = self.values.expand(*batch, *self.values.shape[-3:])
-            matrices = tables.gather(-3, at.expand(*batch, *at.shape[-3:])).squeeze(-3).exp()
+        matrices = _matrices_of(self.values, actions).exp()
         return (probs.unsqueeze(-2) @ matrices).squeeze(-2)
 
 
@@ -270,25 +291,36 @@ class BlockTable(Table):
         shape = self.values.shape[-3:]
         return torch.bincount(index, minlength=shape.numel()).view(shape)
 
-    def rows(self, actions: Tensor, states: Tensor) -> Tensor:
-        """Log-probabilities ``(..., S)`` of all successors of ``states`` under ``actions``."""
+    def _spread(self, stored: Tensor, actions: Tensor, states: Tensor) -> Tensor:
+        """Stored rows ``(..., width)`` as dense ones ``(..., S)``."""
         symbol = symbol_of_state(self.clones, states.device)[states]
         column = torch.as_tensor(self.columns.column, device=states.device)[actions, symbol]
         lumped = torch.as_tensor(self.columns.num_lumped, device=states.device)[actions, symbol]
         offset = -lumped.clamp(min=1).to(self.values.dtype).log()
-        stored = self.values[..., actions, states, :]
         stored = torch.cat([stored[..., :-1], stored[..., -1:] + offset.unsqueeze(-1)], -1)
         return stored.gather(-1, column.expand(*stored.shape[:-1], -1))
+
+    def rows(self, actions: Tensor, states: Tensor) -> Tensor:
+        return self._spread(_rows_of(self.values, actions, states), actions, states)
 
     def dense(self) -> DenseTable:
         """The same distribution with every transition stored."""
         actions = torch.arange(self.num_actions, device=self.values.device)[:, None]
         states = torch.arange(self.clones.num_states, device=self.values.device)
-        table = self.rows(*torch.broadcast_tensors(actions, states))
+        table = self._spread(self.values, *torch.broadcast_tensors(actions, states))
         return DenseTable(self.clones, table, self.action_model)
 
     def propagate(self, probs: Tensor, actions: Tensor) -> Tensor:
-        return self.dense().propagate(probs, actions)
+        # States of one symbol store the same successors, so their mass adds up before it spreads.
+        leaving = probs.unsqueeze(-1) * _matrices_of(self.values, actions).exp()
+        of_state = symbol_of_state(self.clones, probs.device)
+        mass = leaving.new_zeros(*leaving.shape[:-2], self.clones.num_symbols, leaving.shape[-1])
+        mass = mass.index_add(-2, of_state, leaving)
+        lumped = torch.as_tensor(self.columns.num_lumped, device=probs.device)[actions]
+        share = mass[..., -1] / lumped.clamp(min=1)
+        mass = torch.cat([mass[..., :-1], share.unsqueeze(-1)], -1)
+        column = torch.as_tensor(self.columns.column, device=probs.device)[actions]
+        return mass.gather(-1, column.expand(*mass.shape[:-1], -1)).sum(-2)
 
 
 @lru_cache(maxsize=8)
@@ -350,7 +382,11 @@ class StepTable(Table):
         shape = torch.Size((layout.num_sequences, steps, rows, columns))
         return _add_up(index, block_counts, shape)
 
-    def propagate(self, probs: Tensor, actions: Tensor) -> Tensor:
+    def rows(self, actions: Tensor, states: Tensor) -> Tensor:
         raise ValueError(
-            "predict needs a table of transitions; a StepTable holds only the steps of its data."
+            "a StepTable holds only the steps of its data, expected a table of all transitions to "
+            "sample or predict; make a DenseTable of the model."
         )
+
+    def propagate(self, probs: Tensor, actions: Tensor) -> Tensor:
+        return self.rows(actions, actions)

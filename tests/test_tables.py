@@ -80,13 +80,23 @@ class TestDense:
         for row, before, action in zip(found, probs, actions, strict=True):
             assert_close(row, before @ table.values[action].exp(), **EXACT)
 
-    def test_propagate_with_parameters_of_their_own(self):
-        tables = DenseTable(CLONES, log_normalise(random_logits(3, 1, 2, 6, 6)))
-        probs, actions = random_logits(3, 4, 6, seed=2).softmax(-1), torch.tensor([0, 1, 1, 0])
-        found = tables.propagate(probs, actions.expand(3, 4))
-        for p in range(3):
-            one = DenseTable(CLONES, tables.values[p, 0])
-            assert_close(found[p], one.propagate(probs[p], actions), **EXACT)
+    def test_looking_ahead_with_parameters_of_their_own(self):
+        check_broadcast(DenseTable(CLONES, log_normalise(random_logits(3, 1, 2, 6, 6))))
+
+
+def check_broadcast(tables):
+    """``rows`` and ``propagate`` of tables ``(3, 1)`` beside ``(4,)`` actions."""
+    probs = random_logits(3, 4, 6, seed=2).softmax(-1)
+    actions, states = torch.tensor([0, 1, 1, 0]), torch.tensor([5, 0, 3, 3])
+    moved, rows = tables.propagate(probs, actions), tables.rows(actions, states)
+    assert moved.shape == rows.shape == (3, 4, 6)
+    assert_close(rows.exp().sum(-1), torch.ones(3, 4).double(), **EXACT)
+    dense = getattr(tables, "dense", lambda: tables)().values
+    for p in range(3):
+        for b in range(4):
+            matrix = dense[p, 0, actions[b]]
+            assert_close(moved[p, b], probs[p, b] @ matrix.exp(), **EXACT)
+            assert_close(rows[p, b], matrix[states[b]], **EXACT)
 
 
 def check_adjoint(table, layout):
@@ -168,6 +178,9 @@ class TestBlocks:
         probs = random_logits(3, 6, seed=4).softmax(-1)
         found, expected = (x.propagate(probs, actions) for x in (table, dense))
         assert_close(found, expected, **EXACT)
+
+    def test_looking_ahead_with_parameters_of_their_own(self):
+        check_broadcast(block_table(batch=(3, 1)))
 
     def test_counting_paths_lumps_what_is_lumped(self):
         table = block_table()
