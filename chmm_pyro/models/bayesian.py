@@ -24,6 +24,7 @@ from ..sequences import SequenceBatch
 from ..simplex import LogDirichlet
 from ..tables import DenseTable
 from .base import sequence_plate
+from .given import step_by_step
 from .noisy import NoisyCHMM, NoisyCloneHMM, state_chain
 from .point import PointCHMM
 from .priors import SMALLEST, TransitionPrior, check_positive, from_rows, to_rows
@@ -92,7 +93,7 @@ class BayesianCHMM(PyroModule):
     the arguments ask for it: ``concentration`` ``()``, ``log_sticks`` ``(S - V, 2)``,
     ``log_transition`` ``(A, S, S)`` (``(S, A * S)`` in the joint action model: one row per state),
     ``log_initial`` ``(S,)``, ``log_actions`` ``(A,)``, ``log_emission`` ``(S, V)``, and the
-    observed ``obs``.
+    observed ``obs`` (``obs_t`` and the enumerated ``clone_t`` of every step with ``enumerated``).
 
     Fit it with :func:`~chmm_pyro.inference.svi.fit_svi` and a guide,
     :func:`~chmm_pyro.inference.vb.fit_vb`, :func:`~chmm_pyro.inference.gibbs.fit_gibbs` or
@@ -288,6 +289,8 @@ class BayesianCHMM(PyroModule):
             batch: sequences to condition on, one or many (then in a plate ``sequences``).
         """
         hmm = self.distribution(batch)
+        if self.enumerates:
+            return step_by_step(hmm)(batch)
         with sequence_plate(batch):
             return pyro.sample("obs", hmm, obs=batch.obs)
 

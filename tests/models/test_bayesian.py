@@ -11,6 +11,7 @@ import reference
 import torch
 from conftest import TOL
 from pyro import poutine
+from pyro.infer import Trace_ELBO, TraceEnum_ELBO
 from scipy import stats
 from torch.testing import assert_close
 
@@ -76,6 +77,45 @@ def test_program_is_prior_times_enumerated_likelihood(name, batch):
     trace = poutine.trace(poutine.condition(model, data=values)).get_trace(batch)
     expected = float(model.log_prior(values)) + enumerated(model, values, batch)
     assert_close(float(trace.log_prob_sum()), expected, **EXACT)
+
+
+@pytest.mark.parametrize("batch", [single, ragged], ids=["single", "ragged"])
+@pytest.mark.parametrize("name", OPTIONS)
+def test_enumerated_program_is_the_collapsed_one(name, batch):
+    batch = batch()
+    collapsed, stepwise = make(name), make(name, enumerated=True)
+    assert stepwise.enumerates and not collapsed.enumerates
+    free = {site: value.requires_grad_() for site, value in collapsed.sample_prior().items()}
+
+    def loss_and_gradient(model, elbo):
+        # Normalised again, since the step-by-step program renormalises where it is not.
+        values = {site: x.log_softmax(-1) if x.ndim else x for site, x in free.items()}
+        loss = elbo.differentiable_loss(poutine.condition(model, data=values), _empty, batch)
+        return float(loss.detach()), torch.autograd.grad(loss, list(free.values()))
+
+    elbo = TraceEnum_ELBO(max_plate_nesting=1)
+    found, gradients = loss_and_gradient(stepwise, elbo)
+    expected, expected_gradients = loss_and_gradient(collapsed, Trace_ELBO())
+    assert_close(found, expected, **EXACT)
+    for one, other in zip(gradients, expected_gradients, strict=True):
+        assert_close(one, other, **TOL["gradient"][torch.float64])
+
+
+def _empty(batch):
+    """No latent variables."""
+
+
+def test_enumerated_minibatches_are_scaled():
+    values = make("plain").sample_prior()
+    (part, *_) = ragged().minibatches(1)
+    found, expected = (
+        elbo.loss(poutine.condition(model, data=values), _empty, part.batch)
+        for model, elbo in (
+            (make("plain", enumerated=True), TraceEnum_ELBO(max_plate_nesting=1)),
+            (make("plain"), Trace_ELBO()),
+        )
+    )
+    assert_close(found, expected, **EXACT)
 
 
 def test_prior_of_rows_is_a_dirichlet():
@@ -272,6 +312,10 @@ BAD = {
     "actions": ({"action_concentration": 0.0}, "action_concentration\\[0\\] = 0"),
     "emission": ({"emission_concentration": (1.0, 0.0)}, "emission_concentration"),
     "joint actions": ({"learn_actions": True, "action_model": "joint"}, "learn_actions=True"),
+    "enumerated emission": (
+        {"enumerated": True, "emission_concentration": (1.0, 1.0)},
+        "with enumerated=True",
+    ),
     "action model": ({"action_model": "both"}, "action_model = 'both'"),
 }
 
