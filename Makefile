@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.installed
+PEERS := $(VENV)/.peers-installed
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .PHONY: help demo test test-all test-no-numba lint format notebooks bench clean
 
@@ -10,7 +12,7 @@ help:
 	@echo "make demo            learn the published room, with a table and pictures"
 	@echo "make test            fast tests"
 	@echo "make test-all        all tests, slow ones too"
-	@echo "make test-no-numba   core tests on the torch kernels"
+	@echo "make test-no-numba   the fast tests as on a machine without numba"
 	@echo "make lint            ruff and mypy"
 	@echo "make format          let ruff rewrite"
 	@echo "make notebooks       execute the notebooks in full and store their outputs"
@@ -19,9 +21,14 @@ help:
 
 # An environment without the stamp is kept: pip only adds what is missing.
 $(READY): pyproject.toml constraints.txt
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
-	touch $(READY)
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV)
+	@echo "Installing into $(VENV) (the first time this downloads PyTorch) ..."
+	@$(PIP) -e ".[dev]"
+	@touch $@
+
+$(PEERS): $(READY)
+	@$(PIP) -e ".[bench]"
+	@touch $@
 
 demo: $(READY)
 	$(BIN)/chmm demo
@@ -33,7 +40,8 @@ test-all: $(READY)
 	$(BIN)/python -m pytest -q
 
 test-no-numba: $(READY)
-	CHMM_PYRO_KERNEL=torch $(BIN)/python -m pytest -q -m "not slow" tests/kernels tests/test_distribution.py tests/test_golden.py tests/test_peers.py tests/models tests/inference
+	CHMM_PYRO_KERNEL=torch PYTHONPATH=tests $(BIN)/python -m pytest -p without_numba -q -m "not slow" \
+		--ignore=tests/test_packaging.py --ignore=tests/test_without_numba.py
 
 lint: $(READY)
 	$(BIN)/ruff format --check .
@@ -47,10 +55,10 @@ format: $(READY)
 notebooks: $(READY)
 	$(BIN)/python notebooks/execute.py
 
-bench: $(READY)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[bench]"
+bench: $(PEERS)
 	$(BIN)/python benchmarks/speed.py
 	$(BIN)/python benchmarks/memory.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
