@@ -27,18 +27,27 @@ from .atomic import write_atomically
 from .clones import CloneStructure
 from .inference.result import FitResult
 from .models.base import CloneModel
+from .models.enumerated import EnumeratedCHMM
 from .models.point import PointCHMM
 from .parameters import BlockTransition, CountTransition, SoftmaxTransition
 from .tables import BlockColumns
 from .vocabulary import Vocabulary
 
-__all__ = ["FORMAT_VERSION", "Checkpoint", "load_checkpoint", "save_checkpoint"]
+__all__ = [
+    "FORMAT_VERSION",
+    "Checkpoint",
+    "load_checkpoint",
+    "package_version",
+    "save_checkpoint",
+]
 
 FORMAT_VERSION = 1
 """What :func:`save_checkpoint` writes; :func:`load_checkpoint` reads this and all before."""
 
 _CONFIG = "config.json"
-_MODELS: dict[str, type[CloneModel]] = {model.__name__: model for model in (PointCHMM,)}
+_MODELS: dict[str, type[CloneModel]] = {
+    model.__name__: model for model in (PointCHMM, EnumeratedCHMM)
+}
 _PARAMETERIZATIONS = {
     SoftmaxTransition: "softmax",
     CountTransition: "counts",
@@ -128,7 +137,7 @@ def save_checkpoint(
     config = {
         "format": "chmm-pyro checkpoint",
         "format_version": FORMAT_VERSION,
-        "package_version": _package_version(),
+        "package_version": package_version(),
         "tensors": {"file": f"model-{digest[:12]}.safetensors", "sha256": digest},
         "model": _describe(model),
         "vocabulary": _labels("vocabulary", vocabulary, model.clones.num_symbols),
@@ -191,7 +200,8 @@ def _unreadable(folder: Path, reason: str) -> ValueError:
     )
 
 
-def _package_version() -> str:
+def package_version() -> str:
+    """The installed version of chmm-pyro."""
     try:
         return version("chmm-pyro")
     except PackageNotFoundError:  # run from a checkout that is not installed
