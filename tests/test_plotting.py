@@ -201,6 +201,11 @@ def test_layout_keeps_twins_and_components_apart() -> None:
     apart = np.linalg.norm(xy[:, None] - xy, axis=-1) + 9 * np.eye(7)
     assert apart.min() > 0.5
     assert xy[:4, 0].max() < xy[4:6, 0].min() < xy[6, 0]
+    row, middle = [[0, 1], [1, 2]], [[3, 4], [4, 5]]
+    grid = [*row, *middle, *np.add(row, 6), *([k, k + 3] for k in range(6))]
+    # A second centre, which two dimensions cannot tell from the first by distances.
+    again = unfold(10, np.array([*grid, *([k, 9] for k in (1, 3, 5, 7))]))
+    assert np.linalg.norm(again[4] - again[9]) > 0.1
     big = np.stack([np.arange(400), np.arange(1, 401)], axis=1)
     assert np.isfinite(unfold(401, big)).all()
 

@@ -1,0 +1,230 @@
+"""``chmm fit``: from a table of steps to a saved model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import typer
+
+from ..checkpoint import load_checkpoint, save_checkpoint
+from ..clones import CloneStructure
+from ..inference.em import fit_em
+from ..inference.result import FitResult, bits_per_step
+from ..inference.svi import fit_svi
+from ..inference.viterbi import fit_viterbi
+from ..models.base import CloneModel
+from ..models.point import PointCHMM
+from ..scores import states_used
+from ..sequences import SequenceBatch
+from ..tables import BlockColumns
+from .data import hold_out, in_symbols_of, read
+from .options import (
+    Action,
+    ActionModel,
+    ActionModels,
+    AsJson,
+    BatchSize,
+    Clones,
+    Data,
+    Dtype,
+    Dtypes,
+    Episode,
+    HeldOut,
+    Iters,
+    LearningRate,
+    LearnInitial,
+    Method,
+    Methods,
+    Observation,
+    Position,
+    Progress,
+    Pseudocount,
+    RunOut,
+    Seed,
+    Start,
+    States,
+    Storage,
+    Storages,
+    Tol,
+)
+from .outcome import INTERRUPTED, check_possible, pairs, show, shows_progress
+
+__all__ = ["fit"]
+
+_MAX_DENSE = 50_000_000  # transition probabilities that are stored one by one
+
+
+_DEFAULT_ITERS = {Method.SVI: 200, Method.EM: 100, Method.VITERBI: 100}
+
+
+def fit(
+    data: Data,
+    clones: Clones = None,
+    states: States = None,
+    start: Start = None,
+    method: Methods = Method.SVI,
+    iters: Iters = None,
+    lr: LearningRate = None,
+    pseudocount: Pseudocount = 0.0,
+    tol: Tol = None,
+    batch_size: BatchSize = None,
+    held_out: HeldOut = None,
+    seed: Seed = 0,
+    action_model: ActionModels = ActionModel.CONDITIONAL,
+    learn_initial: LearnInitial = False,
+    storage: Storages = Storage.AUTO,
+    dtype: Dtypes = Dtype.FLOAT32,
+    observation: Observation = None,
+    action: Action = None,
+    episode: Episode = None,
+    position: Position = None,
+    out: RunOut = None,
+    progress: Progress = None,
+    as_json: AsJson = False,
+) -> None:
+    """Learn a model from DATA and save it as a RUN.
+
+    [bold]chmm fit walk.csv --clones 20 --held-out 0.1[/bold]
+
+    Ctrl-C stops after the current update and saves what has been reached.
+    """
+    if sum(option is not None for option in (clones, states, start)) != 1:
+        raise ValueError(
+            "the number of hidden states is open: give one of --clones (for each symbol), "
+            "--states (in all) or --start (an earlier fit); try --clones 20."
+        )
+    run = data.with_suffix(".run") if out is None else out
+    if run.exists() and not run.is_dir():
+        raise ValueError(f"--out {run} is a file, expected a folder; choose another name.")
+    batch = read(data, observation=observation, action=action, episode=episode, position=position)
+    if start is not None:
+        checkpoint = load_checkpoint(start)
+        batch = in_symbols_of(batch, checkpoint)
+    train, held = (batch, None) if held_out is None else hold_out(batch, held_out, seed)
+    if start is not None:
+        model = checkpoint.model
+        check_possible(model.distribution(train), train.obs, f"{data} under {start}")
+    else:
+        model = _new_model(
+            _structure(clones, states, train, batch.num_symbols),
+            train,
+            storage,
+            seed=seed,
+            learn_initial=learn_initial,
+            action_model=action_model.value,
+            dtype=getattr(torch, dtype.value),
+        )
+    result = _run(
+        method,
+        model,
+        train,
+        iters=iters,
+        lr=lr,
+        tol=tol,
+        batch_size=batch_size,
+        pseudocount=pseudocount,
+        seed=seed,
+        progress=shows_progress(progress),
+    )
+    save_checkpoint(
+        run,
+        result,
+        settings={"data": str(data), "held_out": held_out, "start": start and str(start)},
+    )
+    _report(run, result, held, as_json)
+    if result.interrupted:
+        raise typer.Exit(INTERRUPTED)
+
+
+def _structure(
+    clones: str | None, states: int | None, train: SequenceBatch, num_symbols: int
+) -> CloneStructure:
+    if states is not None:
+        return CloneStructure.proportional(train.flat_obs, states, num_symbols=num_symbols)
+    assert clones is not None
+    try:
+        counts = [int(count) for count in clones.split(",")]
+    except ValueError as error:
+        raise ValueError(f"--clones {clones}, expected a number or numbers with commas.") from error
+    if len(counts) == 1:
+        counts = counts * num_symbols
+    if len(counts) != num_symbols:
+        raise ValueError(
+            f"--clones {clones} has {len(counts)} numbers, expected one, or one for each of the "
+            f"{num_symbols} symbols."
+        )
+    return CloneStructure(counts)
+
+
+def _new_model(
+    clones: CloneStructure, batch: SequenceBatch, storage: Storage, **options: Any
+) -> CloneModel:
+    if storage is Storage.AUTO:
+        dense = batch.num_actions * clones.num_states**2
+        storage = Storage.SOFTMAX if dense <= _MAX_DENSE else Storage.BLOCKS
+    if storage is Storage.BLOCKS:
+        options["columns"] = BlockColumns.from_batch(clones, batch.num_actions, batch)
+    return PointCHMM(clones, batch.num_actions, parameterization=storage.value, **options)
+
+
+def _run(
+    method: Method,
+    model: CloneModel,
+    train: SequenceBatch,
+    *,
+    iters: int | None,
+    lr: float | None,
+    tol: float | None,
+    batch_size: int | None,
+    **options: Any,
+) -> FitResult:
+    """Fit, refusing options that the method has no use for."""
+    given = {"--lr": lr, "--batch-size": batch_size, "--tol": tol}
+    known = {Method.SVI: {*given}, Method.EM: {"--tol"}, Method.VITERBI: set()}[method]
+    for name, value in given.items():
+        if value is not None and name not in known:
+            raise ValueError(f"{name} {value} does not apply to --method {method.value}; drop it.")
+    options["num_iters"] = iters or _DEFAULT_ITERS[method]
+    if method is Method.VITERBI:
+        return fit_viterbi(model, train, **{**options, "seed": None})
+    if method is Method.EM:
+        return fit_em(model, train, tol=tol, **options)
+    if lr is not None:
+        options["learning_rate"] = lr
+    return fit_svi(model, train, tol=tol, batch_size=batch_size, **options)
+
+
+def _report(run: Path, result: FitResult, held: SequenceBatch | None, as_json: bool) -> None:
+    train = result.data
+    hmm = result.model.distribution(train)
+    used = states_used(hmm.posterior_mode(train.obs).states)
+    held_bits = None if held is None else bits_per_step(result.model, held)
+    record = {
+        "run": str(run),
+        "method": result.settings["method"],
+        "num_iters": result.num_iters,
+        "seconds": result.wall_time,
+        "bits_per_step": result.bits_per_step,
+        "held_out_bits_per_step": held_bits,
+        "num_sequences": train.num_sequences,
+        "num_steps": train.num_steps,
+        "num_states": hmm.clones.num_states,
+        "states_used": used,
+        "converged": result.converged,
+        "interrupted": result.interrupted,
+        "settings": result.settings,
+    }
+    asked = result.settings["num_iters"]
+    lines = {
+        "data": f"{train.num_steps:,} steps, {hmm.clones.num_symbols} symbols",
+        "updates": f"{result.num_iters:,} of {asked:,} in {result.wall_time:.1f} s",
+        "bits/step": f"{result.bits_per_step:.5f}",
+    }
+    if held_bits is not None:
+        lines["held out"] = f"{held_bits:.5f} bits/step"
+    lines["states used"] = f"{used} of {hmm.clones.num_states}"
+    lines["saved in"] = f"{run}{' (interrupted)' if result.interrupted else ''}"
+    text = pairs(lines)
+    show(record, text, as_json=as_json)

@@ -1,0 +1,327 @@
+"""What can be said on the command line; each option is described once."""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+__all__ = [
+    "Action",
+    "ActionModel",
+    "ActionModels",
+    "Actions",
+    "AsJson",
+    "BatchSize",
+    "Clones",
+    "Count",
+    "Data",
+    "Dtype",
+    "Dtypes",
+    "Episode",
+    "First",
+    "HeldOut",
+    "Iters",
+    "LearnInitial",
+    "LearningRate",
+    "Method",
+    "Methods",
+    "Observation",
+    "Out",
+    "Position",
+    "Progress",
+    "Pseudocount",
+    "Run",
+    "RunOut",
+    "Seed",
+    "Start",
+    "States",
+    "Steps",
+    "Storage",
+    "Storages",
+    "Tol",
+    "Unseen",
+    "Unseens",
+]
+
+
+class Method(str, Enum):
+    """How to train."""
+
+    SVI = "svi"
+    EM = "em"
+    VITERBI = "viterbi"
+
+
+class Dtype(str, Enum):
+    """Precision of the parameters."""
+
+    FLOAT32 = "float32"
+    FLOAT64 = "float64"
+
+
+class Storage(str, Enum):
+    """How transitions are parameterised."""
+
+    AUTO = "auto"
+    SOFTMAX = "softmax"
+    COUNTS = "counts"
+    BLOCKS = "blocks"
+
+
+class ActionModel(str, Enum):
+    """Whether actions are given or modelled."""
+
+    CONDITIONAL = "conditional"
+    JOINT = "joint"
+
+
+class Unseen(str, Enum):
+    """What to do with labels that the model has not seen."""
+
+    ERROR = "error"
+    MISSING = "missing"
+
+
+def _option(*names: str, panel: str | None = None, **details: Any) -> Any:
+    return typer.Option(*names, rich_help_panel=panel, **details)
+
+
+_DATA, _SIZE, _TRAINING, _OUTPUT = "Columns of DATA", "Size of the model", "Training", "Output"
+
+# ------------------------------------------------------------------------------- data and runs
+
+Data = Annotated[
+    Path,
+    typer.Argument(
+        metavar="DATA",
+        show_default=False,
+        help="Sequences: a .csv or .parquet table with a row for each step, in order, or an .npz "
+        "archive. The action of a row leads to the next row of its episode. Empty cells of the "
+        "observation are missing observations.",
+    ),
+]
+Run = Annotated[
+    Path,
+    typer.Argument(metavar="RUN", show_default=False, help="Folder that `chmm fit` has saved."),
+]
+Observation = Annotated[
+    str | None,
+    _option(
+        metavar="COLUMN",
+        panel=_DATA,
+        help="Observations: labels of any kind.",
+        show_default="observation",
+    ),
+]
+Action = Annotated[
+    str | None,
+    _option(metavar="COLUMN", panel=_DATA, help="Actions.", show_default="action, if there is one"),
+]
+Episode = Annotated[
+    str | None,
+    _option(
+        metavar="COLUMN",
+        panel=_DATA,
+        help="Tells episodes apart; without it the table is one sequence.",
+        show_default="episode, if there is one",
+    ),
+]
+Position = Annotated[
+    list[str] | None,
+    _option(
+        metavar="COLUMN",
+        panel=_DATA,
+        help="Positions, only used to score states against places; repeat for several columns.",
+        show_default="all called position_...",
+    ),
+]
+Unseens = Annotated[
+    Unseen,
+    _option(
+        "--unseen",
+        metavar="error|missing",
+        panel=_DATA,
+        help="Observations that the model does not know: refuse them, or treat them as missing.",
+    ),
+]
+
+# ------------------------------------------------------------------------------------- the model
+
+Clones = Annotated[
+    str | None,
+    _option(
+        metavar="N[,N...]",
+        panel=_SIZE,
+        help="Hidden states (clones) of each symbol: one number for all, or one for each. Spare "
+        "clones help learning: take several times what you expect to need.",
+    ),
+]
+States = Annotated[
+    int | None,
+    _option(
+        metavar="TOTAL",
+        panel=_SIZE,
+        help="Instead: hidden states in all, shared between symbols by frequency.",
+    ),
+]
+Start = Annotated[
+    Path | None,
+    _option(
+        metavar="RUN",
+        panel=_SIZE,
+        help="Instead: go on from an earlier fit, with new data or another method.",
+    ),
+]
+ActionModels = Annotated[
+    ActionModel,
+    _option(
+        "--action-model",
+        metavar="conditional|joint",
+        panel=_SIZE,
+        help="conditional: p(next state | state, action). joint: p(next state, action | state).",
+    ),
+]
+LearnInitial = Annotated[
+    bool,
+    _option(
+        "--learn-initial",
+        panel=_SIZE,
+        help="Learn where sequences begin; otherwise all states are equally probable.",
+    ),
+]
+Storages = Annotated[
+    Storage,
+    _option(
+        "--parameters",
+        metavar="NAME",
+        panel=_SIZE,
+        help="softmax or counts of all transitions, or blocks: only of pairs of symbols seen "
+        "(for thousands of states). auto: softmax unless too large.",
+    ),
+]
+Dtypes = Annotated[
+    Dtype, _option("--dtype", metavar="float32|float64", panel=_SIZE, help="Precision.")
+]
+
+# -------------------------------------------------------------------------------------- training
+
+Methods = Annotated[
+    Method,
+    _option(
+        "--method",
+        metavar="svi|em|viterbi",
+        panel=_TRAINING,
+        help="svi: gradient ascent on the exact likelihood (Adam). em: Baum-Welch. viterbi: hard "
+        "EM, which makes another fit crisp (use it with --start).",
+    ),
+]
+Iters = Annotated[
+    int | None,
+    _option(
+        min=1,
+        metavar="N",
+        panel=_TRAINING,
+        help="Updates at most.",
+        show_default="svi 200, em 100, viterbi 100",
+    ),
+]
+LearningRate = Annotated[
+    float | None,
+    _option(
+        "--lr",
+        metavar="RATE",
+        panel=_TRAINING,
+        help="Learning rate of svi; 0.1 to 0.3 is usual.",
+        show_default="0.2",
+    ),
+]
+Pseudocount = Annotated[
+    float,
+    _option(
+        metavar="COUNT",
+        panel=_TRAINING,
+        help="Added to every transition count (in svi the same prior). About 0.02 for 50,000 steps "
+        "or 0.004 for 10,000 leaves few states in use.",
+    ),
+]
+Tol = Annotated[
+    float | None,
+    _option(
+        metavar="BITS",
+        panel=_TRAINING,
+        help="Stop when updates of svi or em gain less than this in bits per step.",
+    ),
+]
+BatchSize = Annotated[
+    int | None,
+    _option(
+        min=1, metavar="N", panel=_TRAINING, help="Episodes in each svi update.", show_default="all"
+    ),
+]
+HeldOut = Annotated[
+    float | None,
+    _option(
+        metavar="AMOUNT",
+        panel=_TRAINING,
+        help="Episodes to keep out of training and report on: a fraction below 1 or a number. Of "
+        "a single sequence, its last part.",
+    ),
+]
+Seed = Annotated[int, _option(metavar="N", min=0, help="Of everything random.")]
+
+# ------------------------------------------------------------------------------------- sampling
+
+Steps = Annotated[
+    int | None,
+    _option(
+        min=1,
+        metavar="N",
+        help="Observations of each sequence.",
+        show_default="one more than --actions",
+    ),
+]
+Actions = Annotated[
+    str | None,
+    _option(
+        metavar="LABEL[,LABEL...]",
+        help="Actions to take, over again until there are enough.",
+        show_default="drawn: uniformly, or as the model has learned them",
+    ),
+]
+First = Annotated[
+    str | None,
+    _option(metavar="LABEL", help="Observation to begin with.", show_default="drawn"),
+]
+Count = Annotated[int, _option("--num", min=1, metavar="N", help="How many sequences.")]
+
+# --------------------------------------------------------------------------------------- output
+
+RunOut = Annotated[
+    Path | None,
+    _option(
+        "--out",
+        metavar="RUN",
+        panel=_OUTPUT,
+        help="Folder to save to; an earlier fit there is replaced.",
+        show_default="DATA with the ending .run",
+    ),
+]
+Out = Annotated[
+    Path | None,
+    _option(metavar="FILE", panel=_OUTPUT, help="A .csv to write.", show_default="stdout"),
+]
+AsJson = Annotated[
+    bool, _option("--json", panel=_OUTPUT, help="Write JSON to stdout, nothing else.")
+]
+Progress = Annotated[
+    bool | None,
+    _option(
+        "--progress/--no-progress",
+        panel=_OUTPUT,
+        help="Progress bars on stderr.",
+        show_default="on a terminal",
+    ),
+]
