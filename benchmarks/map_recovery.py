@@ -1,0 +1,209 @@
+"""How often a fit recovers the true map exactly: the recipe, EM as published, and plain SVI.
+
+Every run is a row of ``results/map_recovery.csv``; runs that are there already are skipped, so the
+script can be stopped and started again.  ``python benchmarks/map_recovery.py --help``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from tqdm import tqdm
+
+from chmm_pyro import CloneStructure, SequenceBatch
+from chmm_pyro.environments import Room, published_room, random_room
+from chmm_pyro.inference import fit_em, fit_map, fit_svi, fit_viterbi
+from chmm_pyro.inference.result import FitResult
+from chmm_pyro.map_scores import score_map
+from chmm_pyro.maps import CognitiveMap
+from chmm_pyro.models import PointCHMM
+
+RESULTS = Path(__file__).parent / "results" / "map_recovery.csv"
+STEPS = {
+    "rectangular_room": 50_000,
+    "empty_room": 50_000,
+    "stitched_rooms": 50_000,
+    "aliased_4x4": 30_000,
+    "corridors_5x5": 30_000,
+    "ring_6x6": 30_000,
+    "two_rooms_13x9": 100_000,
+}
+# Published number of clones of each symbol and pseudocount, where there are any.
+PUBLISHED = {
+    "rectangular_room": (70, 2e-3),
+    "empty_room": (70, 2e-3),
+    "stitched_rooms": (20, 2e-2),
+}
+
+
+class Walks(NamedTuple):
+    """Data of one world and seed, with the truth about it."""
+
+    batch: SequenceBatch
+    places: np.ndarray
+    truth: CognitiveMap
+    held_out: SequenceBatch
+
+
+def stitched_rooms() -> Room:
+    """Both rooms in one grid, laid over each other on the patch that they share."""
+    rooms = [published_room(f"stitched_room_{i}") for i in (1, 2)]
+    layout = np.full((13, 9), -1)
+    layout[5:, 3:] = rooms[1].layout
+    layout[:8, :6] = rooms[0].layout
+    return Room(layout, walls="never")
+
+
+def walks_in(world: str, seed: int, num_steps: int) -> Walks:
+    """A walk (one in each room for the stitched ones) and a shorter held-out one."""
+    if world == "stitched_rooms":
+        both, parts = stitched_rooms(), []
+        for number in (1, 2):
+            room = published_room(f"stitched_room_{number}")
+            walk = room.random_walk(num_steps, seed=[seed, number])
+            parts.append((walk, np.asarray(walk.positions) + (number - 1) * np.array([5, 3])))
+        batch = SequenceBatch.from_arrays([w.obs for w, _ in parts], [w.actions for w, _ in parts])
+        places = np.stack([both.place_of_position(where) for _, where in parts])
+        held_out = published_room("stitched_room_1").random_walk(5_000, seed=[seed, 9]).batch()
+        return Walks(batch, places, CognitiveMap.from_room(both), held_out)
+    if world.startswith("random"):
+        _, side, symbols, number = world.split("_")
+        room = random_room(int(side), int(side), int(symbols), seed=int(number))
+    else:
+        room = published_room(world)
+    walk = room.random_walk(num_steps, seed=seed)
+    held_out = room.random_walk(5_000, seed=[seed, 9]).batch()
+    return Walks(walk.batch(), np.asarray(walk.places), CognitiveMap.from_room(room), held_out)
+
+
+def recipe(walks: Walks, world: str, seed: int) -> FitResult:
+    return fit_map(walks.batch, seed=seed, progress=False)
+
+
+def published_em(walks: Walks, world: str, seed: int) -> FitResult:
+    """EM until the likelihood stops rising, at most 1,000 updates, then Viterbi training."""
+    clones, kappa = PUBLISHED.get(world, (50, 2e-3))
+    structure = CloneStructure([clones] * walks.batch.num_symbols)
+    states = structure.num_states
+    counts = np.random.default_rng(seed).random((walks.batch.num_actions, states, states))
+    start = PointCHMM.from_counts(structure, counts.astype(np.float32), pseudocount=kappa)
+    fit = fit_em(start, walks.batch, num_iters=1_000, pseudocount=kappa, tol=1e-7, progress=False)
+    return fit_viterbi(fit.model, walks.batch, num_iters=100, progress=False)
+
+
+def plain_svi(walks: Walks, world: str, seed: int) -> FitResult:
+    clones, _ = PUBLISHED.get(world, (50, 0))
+    structure = CloneStructure([clones] * walks.batch.num_symbols)
+    start = PointCHMM(structure, num_actions=walks.batch.num_actions, seed=seed)
+    return fit_svi(start, walks.batch, num_iters=200, seed=seed, progress=False)
+
+
+METHODS: dict[str, Callable[[Walks, str, int], FitResult]] = {
+    "recipe": recipe,
+    "em": published_em,
+    "svi": plain_svi,
+}
+
+
+def run(method: str, world: str, seed: int, num_steps: int) -> dict[str, Any]:
+    """One fit and its scores."""
+    walks = walks_in(world, seed, num_steps)
+    begin = time.perf_counter()
+    result = METHODS[method](walks, world, seed)
+    seconds = time.perf_counter() - begin
+    path = result.model.distribution(walks.batch).posterior_mode(walks.batch.obs).states
+    found = CognitiveMap.from_model(result.model, walks.batch, counts="path")
+    scores = score_map(
+        found,
+        walks.truth,
+        path.numpy(),
+        walks.places,
+        min_count=5,
+        model=result.model if method != "em" else None,
+        held_out=walks.held_out if method != "em" else None,
+    )
+    return {
+        "method": method,
+        "world": world,
+        "seed": seed,
+        "num_steps": num_steps,
+        "seconds": round(seconds, 2),
+        "bits_per_step": result.bits_per_step,
+        "num_attempts": len(result.settings.get("attempts", [0])),
+        **scores.as_row(),
+        "residual": "" if scores.isomorphic else str(scores.difference).split("\n")[0],
+    }
+
+
+def summary(rows: pd.DataFrame) -> pd.DataFrame:
+    """A row for each method and world."""
+    groups = rows.groupby(["method", "world", "num_steps"], sort=False)
+    return groups.agg(
+        runs=("seed", "size"),
+        exact=("isomorphic", "sum"),
+        states=("num_nodes", "median"),
+        places=("num_places", "first"),
+        purity=("purity", "median"),
+        f1=("edge_f1", "median"),
+        seconds=("seconds", "median"),
+        slowest=("seconds", "max"),
+    ).reset_index()
+
+
+def draw(rows: pd.DataFrame, path: Path) -> None:
+    """Exact recovery and seconds by world."""
+    table = summary(rows)
+    worlds = list(dict.fromkeys(table["world"]))
+    figure, axes = plt.subplots(1, 2, figsize=(11, 0.5 * len(worlds) + 1.8), sharey=True)
+    for offset, (method, part) in enumerate(table.groupby("method", sort=False)):
+        at = np.array([worlds.index(world) for world in part["world"]]) + 0.25 * offset
+        axes[0].barh(at, part["exact"] / part["runs"], height=0.22, label=method)
+        axes[1].barh(at, part["seconds"], height=0.22, label=method)
+    axes[0].set_yticks(np.arange(len(worlds)) + 0.25, worlds)
+    axes[0].invert_yaxis()
+    axes[0].set_xlabel("share of seeds with the exact map")
+    axes[1].set_xlabel("seconds (median)")
+    axes[1].set_xscale("log")
+    axes[0].legend(loc="lower right")
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--methods", nargs="+", default=["recipe"], choices=list(METHODS))
+    parser.add_argument("--worlds", nargs="+", default=list(STEPS))
+    parser.add_argument("--seeds", nargs="+", type=int, default=list(range(1000, 1010)))
+    parser.add_argument("--steps", type=int, help="instead of the published sizes")
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    options = parser.parse_args()
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    done = pd.read_csv(options.out) if options.out.exists() else pd.DataFrame()
+    rows = done.to_dict("records")
+    known = {(r["method"], r["world"], r["seed"], r["num_steps"]) for r in rows}
+    todo = [
+        (method, world, seed, options.steps or STEPS.get(world, 100_000))
+        for seed in options.seeds
+        for world in options.worlds
+        for method in options.methods
+    ]
+    for job in tqdm([job for job in todo if job not in known], desc="runs"):
+        rows.append(run(*job))
+        table = pd.DataFrame(rows)
+        table.to_csv(options.out, index=False)
+    table = pd.DataFrame(rows)
+    draw(table, options.out.with_suffix(".png"))
+    with pd.option_context("display.width", 160, "display.max_columns", 20):
+        print(summary(table).to_string(index=False))
+
+
+if __name__ == "__main__":
+    main()
