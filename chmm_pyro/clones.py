@@ -64,7 +64,10 @@ def _int_vector(name: str, values: Any) -> NDArray[np.int64]:
             "write CloneStructure([70, 70]) for two symbols of 70 clones each."
         )
     if array.size == 0:
-        raise ValueError(f"{name} is empty, expected at least one symbol.")
+        raise ValueError(
+            f"{name} is empty, expected at least one symbol; write CloneStructure([70]) for one of "
+            "70 clones."
+        )
     if not np.issubdtype(array.dtype, np.integer):
         raise TypeError(
             f"{name} has dtype {array.dtype}, expected integers; convert with `.astype(int)`."
@@ -172,7 +175,8 @@ class CloneStructure:
             raise ValueError(f"obs holds symbol {int(seen.max())}, expected less than {size}.")
         if total < size:
             raise ValueError(
-                f"total = {total}, expected at least one clone for each of the {size} symbols."
+                f"total = {total}, expected at least one clone for each of the {size} symbols; "
+                "raise it to that."
             )
         frequency = np.bincount(seen, minlength=size)
         share = (total - size) * frequency / seen.size
@@ -212,10 +216,11 @@ class CloneStructure:
             self._check("obs", int(symbol), self.num_symbols)
         return CloneStructure(np.asarray(self.num_clones)[kept]), kept
 
-    @staticmethod
-    def _check(name: str, value: int, bound: int) -> None:
+    def _check(self, name: str, value: int, bound: int) -> None:
         if not 0 <= value < bound:
-            raise ValueError(f"{name} = {value}, expected 0 <= {name} < {bound}.")
+            raise ValueError(
+                f"{name} = {value}, expected 0 <= {name} < {bound}; count from 0 in {self}."
+            )
 
     def __setattr__(self, name: str, value: Any) -> None:
         raise AttributeError(f"CloneStructure is immutable; cannot set {name!r}. Make a new one.")

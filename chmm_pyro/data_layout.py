@@ -14,7 +14,14 @@ from torch import Tensor
 from ._kernels.layout import Layout, build_layout
 from .clones import MISSING, CloneStructure
 
-__all__ = ["as_integers", "bad_entry", "check_actions", "lay_out", "symbol_of_state"]
+__all__ = [
+    "as_integers",
+    "bad_entry",
+    "check_actions",
+    "common_shape",
+    "lay_out",
+    "symbol_of_state",
+]
 
 
 @lru_cache(maxsize=32)
@@ -25,7 +32,7 @@ def symbol_of_state(clones: CloneStructure, device: torch.device) -> Tensor:
 
 def as_integers(name: str, value: ArrayLike | Tensor, device: torch.device) -> Tensor:
     """``value`` as an int64 tensor on ``device``; tensors are never moved silently."""
-    tensor = value if isinstance(value, Tensor) else torch.tensor(np.asarray(value))
+    tensor = value if isinstance(value, Tensor) else _from_array(name, value)
     if tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool:
         detail = " with NaN" if tensor.is_floating_point() and tensor.isnan().any() else ""
         raise TypeError(
@@ -42,6 +49,22 @@ def as_integers(name: str, value: ArrayLike | Tensor, device: torch.device) -> T
     return tensor.long()
 
 
+def _from_array(name: str, value: ArrayLike) -> Tensor:
+    try:
+        array = np.asarray(value)
+    except ValueError:
+        raise ValueError(
+            f"{name} is a ragged list, expected sequences of the same length; pad them and pass "
+            "lengths=, or let SequenceBatch.from_arrays do both."
+        ) from None
+    if array.dtype.kind not in "biufc":
+        raise TypeError(
+            f"{name} has dtype {array.dtype}, expected integers; number labels with "
+            "SequenceBatch.from_episodes, and convert other arrays with `.astype(int)`."
+        )
+    return torch.tensor(array if array.size else array.astype(np.int64))
+
+
 def bad_entry(
     name: str, values: Tensor, wrong: Tensor, expected: str, remedy: str = ""
 ) -> ValueError:
@@ -51,6 +74,19 @@ def bad_entry(
     at = [int(i) for i in wrong.nonzero()[0]]
     end = f"; {remedy}." if remedy else "."
     return ValueError(f"{name}{at} = {int(values[tuple(at)])}, expected {expected}{end}")
+
+
+def common_shape(**shapes: torch.Size | None) -> torch.Size:
+    """The batch shape that all arguments broadcast to."""
+    given = {name: shape for name, shape in shapes.items() if shape is not None}
+    try:
+        return torch.broadcast_shapes(*given.values())
+    except RuntimeError:
+        found = ", ".join(f"{name} {tuple(shape)}" for name, shape in given.items())
+        raise ValueError(
+            f"the batch shapes are {found}, expected shapes that broadcast; give all the same "
+            "number of sequences, and parameters of P models a shape of (P, 1, ...)."
+        ) from None
 
 
 def check_actions(name: str, actions: Tensor, num_actions: int, used: Tensor | None = None) -> None:

@@ -15,9 +15,10 @@ from torch.distributions import constraints
 from . import messages
 from .beliefs import Posterior, StatePath
 from .clones import MISSING, CloneStructure
-from .data_layout import as_integers, check_actions, symbol_of_state
+from .data_layout import as_integers, check_actions, common_shape, symbol_of_state
 from .jobs import JobBatch, pose
-from .tables import DenseTable, Table, log_normalise
+from .logits import log_softmax, refuse_bad, refuse_unlike
+from .tables import Table, as_table
 
 __all__ = ["CloneHMM"]
 
@@ -73,36 +74,17 @@ class CloneHMM(TorchDistribution):
                 "CloneStructure([70, 70]) for two symbols of 70 clones each."
             )
         self.clones = clones
-        for name, value in (
+        given = transition_logits
+        given = given.values if isinstance(given, Table) else given
+        refuse_unlike("transition_logits", given)
+        for name, logits in (
             ("initial_logits", initial_logits),
-            ("transition_logits", transition_logits),
             ("log_evidence", log_evidence),
             ("action_logits", action_logits),
         ):
-            if value is None or isinstance(value, Table):
-                continue
-            if not isinstance(value, Tensor) or not value.is_floating_point():
-                found = value.dtype if isinstance(value, Tensor) else type(value).__name__
-                raise TypeError(
-                    f"{name} is {found}, expected a float32 or float64 tensor; convert with "
-                    "`torch.as_tensor(x, dtype=torch.float64)`."
-                )
-        if isinstance(transition_logits, Table):
-            self.table = transition_logits
-            if self.table.clones != clones:
-                raise ValueError(
-                    f"transition_logits is a table for {self.table.clones}, expected {clones}."
-                )
-        else:
-            if transition_logits.ndim < 3:
-                raise ValueError(
-                    f"transition_logits has shape {tuple(transition_logits.shape)}, expected "
-                    f"(..., A, {clones.num_states}, {clones.num_states})."
-                )
-            # The shape is checked before the softmax spends time on it.
-            DenseTable(clones, transition_logits)
-            log_transition = log_normalise(transition_logits, action_model)
-            self.table = DenseTable(clones, log_transition, action_model)
+            if logits is not None:
+                refuse_unlike(name, logits, given)
+        self.table = as_table(clones, transition_logits, action_model)
         self.action_model = self.table.action_model
         values = self.table.values
         if initial_logits.shape[-1:] != (clones.num_states,):
@@ -110,29 +92,7 @@ class CloneHMM(TorchDistribution):
                 f"initial_logits has shape {tuple(initial_logits.shape)}, expected "
                 f"(..., {clones.num_states}), one entry per state of {clones}."
             )
-        for name, value in (
-            ("initial_logits", initial_logits),
-            ("log_evidence", log_evidence),
-            ("action_logits", action_logits),
-        ):
-            if value is None:
-                continue
-            if value.device != values.device:
-                raise ValueError(
-                    f"{name} is on {value.device}, expected {values.device} like "
-                    "transition_logits; move one with `.to(device)`."
-                )
-            if value.dtype != values.dtype:
-                raise TypeError(
-                    f"{name} has dtype {value.dtype}, expected {values.dtype} like "
-                    "transition_logits; convert one with `.to(dtype)`."
-                )
-        self.log_initial = initial_logits.log_softmax(-1)
-        if torch.isnan(self.log_initial.detach().sum()):
-            raise ValueError(
-                "initial_logits holds NaN, +inf or only -inf, expected at least one finite logit "
-                "in each row and -inf for impossible first states."
-            )
+        self.log_initial = log_softmax("initial_logits", initial_logits)
         self.actions = as_integers("actions", actions, values.device)
         if self.actions.ndim == 0:
             raise ValueError(
@@ -141,6 +101,11 @@ class CloneHMM(TorchDistribution):
             )
         self.lengths = None if lengths is None else as_integers("lengths", lengths, values.device)
         num_steps = self.actions.shape[-1] + 1
+        if self.table.per_step and values.shape[-3] != num_steps - 1:
+            raise ValueError(
+                f"log_potentials has blocks of {values.shape[-3]} steps, expected {num_steps - 1}: "
+                "one for each of the T - 1 actions."
+            )
         self.log_evidence = log_evidence
         if log_evidence is not None:
             widths = (clones.num_symbols, clones.num_states)
@@ -154,10 +119,7 @@ class CloneHMM(TorchDistribution):
                     f"log_evidence has {log_evidence.shape[-1]} columns, expected {widths[0]} "
                     f"(symbols) or {widths[1]} (states)."
                 )
-            if torch.isnan(log_evidence.detach().sum()):
-                raise ValueError(
-                    "log_evidence holds NaN or +inf, expected finite log-likelihoods or -inf."
-                )
+            refuse_bad("log_evidence", log_evidence)
         self.log_actions = None
         if action_logits is not None:
             if self.action_model == "joint":
@@ -170,16 +132,14 @@ class CloneHMM(TorchDistribution):
                     f"action_logits has shape {tuple(action_logits.shape)}, expected "
                     f"(..., {self.table.num_actions}), one entry per action."
                 )
-            self.log_actions = action_logits.log_softmax(-1)
-            if torch.isnan(self.log_actions.detach().sum()):
-                raise ValueError("action_logits holds NaN, expected finite logits or -inf.")
-        batch_shape = torch.broadcast_shapes(
-            self.log_initial.shape[:-1],
-            self.table.batch_shape,
-            self.actions.shape[:-1],
-            () if self.lengths is None else self.lengths.shape,
-            () if log_evidence is None else log_evidence.shape[:-2],
-            () if self.log_actions is None else self.log_actions.shape[:-1],
+            self.log_actions = log_softmax("action_logits", action_logits)
+        batch_shape = common_shape(
+            initial_logits=self.log_initial.shape[:-1],
+            transition_logits=self.table.batch_shape,
+            actions=self.actions.shape[:-1],
+            lengths=None if self.lengths is None else self.lengths.shape,
+            log_evidence=None if log_evidence is None else log_evidence.shape[:-2],
+            action_logits=None if self.log_actions is None else self.log_actions.shape[:-1],
         )
         super().__init__(batch_shape, torch.Size([num_steps]), validate_args=validate_args)
 
@@ -212,6 +172,12 @@ class CloneHMM(TorchDistribution):
                 f"obs has shape {tuple(obs.shape)}, expected (..., {self.event_shape[0]}): one "
                 "more step than the actions."
             )
+        if obs.numel() == 0:
+            raise ValueError(
+                f"obs has shape {tuple(obs.shape)}, expected at least one sequence; leave empty "
+                "batches out."
+            )
+        common_shape(obs=obs.shape[:-1], model=self.batch_shape)
         return obs, self.actions, self.lengths
 
     def _problem(self, value: ArrayLike | Tensor) -> JobBatch:
@@ -373,8 +339,10 @@ class CloneHMM(TorchDistribution):
         Raises:
             ValueError: impossible data; names the first impossible step.
         """
+        if not isinstance(num_samples, int):
+            raise TypeError(f"num_samples = {num_samples!r}, expected an integer of at least 1.")
         if num_samples < 1:
-            raise ValueError(f"num_samples = {num_samples}, expected at least 1.")
+            raise ValueError(f"num_samples = {num_samples}, expected at least 1 draw.")
         posed = self._problem(value)
         if torch.isneginf(messages.log_marginal(posed.problem).detach()).any():
             log_steps = messages.forward(posed.problem).log_steps

@@ -15,7 +15,8 @@ from pyro.nn import PyroModule
 from torch import Tensor, nn
 
 from .clones import CloneStructure
-from .tables import BlockColumns, BlockTable, DenseTable, Table, log_normalise
+from .logits import log_normalise
+from .tables import BlockColumns, BlockTable, DenseTable, Table
 
 __all__ = [
     "BlockTransition",

@@ -18,47 +18,10 @@ from torch import Tensor
 from ._kernels.layout import IntArray, Layout
 from .clones import MISSING, CloneStructure
 from .data_layout import symbol_of_state
+from .logits import log_normalise, refuse_bad
 from .sequences import SequenceBatch
 
-__all__ = ["BlockColumns", "BlockTable", "DenseTable", "StepTable", "Table", "log_normalise"]
-
-ACTION_MODELS = ("conditional", "joint")
-
-
-def log_normalise(logits: Tensor, action_model: str = "conditional") -> Tensor:
-    """Log-softmax of ``(*P, A, S, L)`` over the last axis, or over actions and the last axis.
-
-    Raises:
-        ValueError: NaN or ``+inf`` logits, or a row without any finite logit.
-    """
-    if action_model == "conditional":
-        table = logits.log_softmax(-1)
-    elif action_model == "joint":
-        actions, states, width = logits.shape[-3:]
-        rows = logits.transpose(-3, -2).reshape(*logits.shape[:-3], states, actions * width)
-        table = rows.log_softmax(-1).view(*logits.shape[:-3], states, actions, width)
-        table = table.transpose(-3, -2)
-    else:
-        raise ValueError(f"action_model = {action_model!r}, expected one of {ACTION_MODELS}.")
-    # One reduction finds NaN anywhere; a row of only -inf becomes NaN in the softmax.
-    if torch.isnan(table.detach().sum()):
-        raise _bad_logits("transition_logits", logits, table)
-    return table
-
-
-def _bad_logits(name: str, logits: Tensor, table: Tensor) -> ValueError:
-    for label, wrong in (("NaN", torch.isnan(logits)), ("+inf", torch.isposinf(logits))):
-        if wrong.any():
-            at = tuple(int(i) for i in wrong.nonzero()[0])
-            return ValueError(
-                f"{name}{list(at)} = {label}, expected finite logits or -inf for an impossible "
-                "transition; look for a diverged optimiser or a log of a negative number."
-            )
-    at = tuple(int(i) for i in torch.isnan(table).any(-1).nonzero()[0])
-    return ValueError(
-        f"{name}[{', '.join(map(str, at))}] is -inf throughout, expected at least one possible "
-        "successor (row = action, old state); give the row one finite logit."
-    )
+__all__ = ["BlockColumns", "BlockTable", "DenseTable", "StepTable", "Table", "as_table"]
 
 
 class Table:
@@ -390,3 +353,30 @@ class StepTable(Table):
 
     def propagate(self, probs: Tensor, actions: Tensor) -> Tensor:
         return self.rows(actions, actions)
+
+
+def as_table(clones: CloneStructure, transition_logits: Tensor | Table, action_model: str) -> Table:
+    """A given table, checked, or the normalised table of logits."""
+    if isinstance(transition_logits, Table):
+        table = transition_logits
+        if table.clones != clones:
+            raise ValueError(
+                f"transition_logits is a table for {table.clones}, expected {clones}; make table "
+                "and distribution with the same structure."
+            )
+        if action_model not in ("conditional", table.action_model):
+            raise ValueError(
+                f"action_model = {action_model!r}, expected {table.action_model!r} like the table "
+                "given as transition_logits; leave action_model out."
+            )
+        refuse_bad("transition_logits", table.values)
+        return table
+    if transition_logits.ndim < 3:
+        states = clones.num_states
+        raise ValueError(
+            f"transition_logits has shape {tuple(transition_logits.shape)}, expected (..., A, "
+            f"{states}, {states}); for a model without actions pass transition_logits[None]."
+        )
+    DenseTable(clones, transition_logits)  # its shape, before the softmax spends time on it
+    log_transition = log_normalise(transition_logits, action_model)
+    return DenseTable(clones, log_transition, action_model)

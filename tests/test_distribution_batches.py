@@ -221,6 +221,13 @@ def test_integers_of_every_kind(convert, integers):
     assert_close(hmm.log_prob(convert(case.obs.astype(integers))), expected, **EXACT)
 
 
+def test_an_empty_list_of_actions_drives_a_single_step():
+    case = random_instance(NUM_CLONES, 1, 2, seed=11)
+    hmm = CloneHMM(CLONES, **{**case.arguments(), "actions": []})
+    expected = torch.tensor(case.exact().log_prob, dtype=torch.float64)
+    assert_close(hmm.log_prob(case.obs.tolist()), expected, **EXACT)
+
+
 class TestExpand:
     def test_shapes_and_values(self):
         hmm, *_ = build(SHAPES["one model"])

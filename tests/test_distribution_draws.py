@@ -17,7 +17,8 @@ from torch.testing import assert_close
 
 from chmm_pyro.clones import CloneStructure
 from chmm_pyro.distribution import CloneHMM
-from chmm_pyro.tables import BlockColumns, BlockTable, DenseTable, StepTable, log_normalise
+from chmm_pyro.logits import log_normalise
+from chmm_pyro.tables import BlockColumns, BlockTable, DenseTable, StepTable
 
 EXACT = TOL["exact"][torch.float64]
 NUM_DRAWS = 5000

@@ -17,8 +17,9 @@ from torch.testing import assert_close
 from chmm_pyro._kernels.layout import build_layout
 from chmm_pyro.clones import MISSING, CloneStructure
 from chmm_pyro.distribution import CloneHMM
+from chmm_pyro.logits import log_normalise
 from chmm_pyro.sequences import SequenceBatch
-from chmm_pyro.tables import BlockColumns, BlockTable, DenseTable, StepTable, log_normalise
+from chmm_pyro.tables import BlockColumns, BlockTable, DenseTable, StepTable
 
 EXACT = TOL["exact"][torch.float64]
 CLONES = CloneStructure([2, 3, 1])
