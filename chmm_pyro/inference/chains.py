@@ -20,6 +20,7 @@ from .result import FitResult, bits_per_step
 __all__ = [
     "Start",
     "chain_result",
+    "check_bayesian",
     "check_sampler",
     "check_start",
     "log_prob_of",
@@ -31,15 +32,20 @@ Start = CloneModel | FitResult | Sequence[CloneModel] | None
 """Where chains start: one model for all, a model for each, the last draws of a run, the prior."""
 
 
-def check_sampler(
-    model: Any, num_iters: int, num_warmup: int, num_chains: int, thin: int = 1
-) -> None:
-    """Refuse options that no sampler accepts."""
+def check_bayesian(model: Any) -> None:
+    """Refuse models that have no posterior."""
     if not isinstance(model, BayesianCHMM):
         raise TypeError(
             f"model is {type(model).__name__}, expected BayesianCHMM: only a model with priors "
             "has a posterior; PointCHMM is for fit_em and fit_svi."
         )
+
+
+def check_sampler(
+    model: Any, num_iters: int, num_warmup: int, num_chains: int, thin: int = 1
+) -> None:
+    """Refuse options that no sampler accepts."""
+    check_bayesian(model)
     for name, value, least in (
         ("num_iters", num_iters, 1),
         ("num_warmup", num_warmup, 0),

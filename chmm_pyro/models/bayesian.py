@@ -278,7 +278,7 @@ class BayesianCHMM(PyroModule):
             return CloneHMM(self.clones, log_initial, table, batch.actions, **arguments)
         return NoisyCloneHMM(
             *(self.clones, log_initial, table, batch.actions),
-            emission_logits=log_emission,
+            log_emission=log_emission,
             **arguments,
         )
 

@@ -29,7 +29,7 @@ class NoisyCloneHMM(CloneHMM):
         initial_logits: ``(*P, S)``.
         transition_logits: ``(*P, A, S, S)`` or a table.
         actions: ``(*B, T - 1)``.
-        emission_logits: ``(*P, S, V)``, normalised over symbols.
+        log_emission: ``(*P, S, V)``; like a table of transitions it is used as it is.
         options: ``lengths``, ``action_model``, ``action_logits`` and ``validate_args``.
     """
 
@@ -40,16 +40,16 @@ class NoisyCloneHMM(CloneHMM):
         transition_logits: Any,
         actions: ArrayLike | Tensor,
         *,
-        emission_logits: Tensor,
+        log_emission: Tensor,
         **options: Any,
     ) -> None:
         expected = (clones.num_states, clones.num_symbols)
-        if emission_logits.shape[-2:] != expected:
+        if log_emission.shape[-2:] != expected:
             raise ValueError(
-                f"emission_logits has shape {tuple(emission_logits.shape)}, expected "
+                f"log_emission has shape {tuple(log_emission.shape)}, expected "
                 f"(..., {expected[0]}, {expected[1]}): state, symbol."
             )
-        self.log_emission = emission_logits.log_softmax(-1)
+        self.log_emission = log_emission
         super().__init__(clones, initial_logits, transition_logits, actions, **options)
 
     def expand(self, batch_shape: Any, _instance: CloneHMM | None = None) -> CloneHMM:
@@ -139,7 +139,7 @@ class NoisyCHMM(PointCHMM):
             self.initial.logits if initial_logits is None else initial_logits,
             self.transition.table(),
             batch.actions,
-            emission_logits=self.emission_logits,
+            log_emission=self.emission_logits.log_softmax(-1),
             lengths=batch.lengths,
             action_logits=self.action_logits,
         )

@@ -1,0 +1,236 @@
+"""Variational families over the parameters of a :class:`~chmm_pyro.models.bayesian.BayesianCHMM`.
+
+Every guide is an ordinary Pyro guide, called with the batch like the model; Pyro's automatic ones
+work as they are.  :func:`make_guide` starts them where clones differ: at the centre of a symmetric
+prior the clones of a symbol have equal gradients and would never part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pyro
+import torch
+from pyro import distributions as dist
+from pyro import poutine
+from pyro.infer.autoguide import (
+    AutoDelta,
+    AutoGuide,
+    AutoLowRankMultivariateNormal,
+    AutoNormal,
+    init_to_value,
+)
+from pyro.nn import PyroModule, PyroParam
+from torch import Tensor
+from torch.distributions import constraints
+
+from ..models.bayesian import BayesianCHMM
+from ..models.priors import to_rows
+from ..sequences import SequenceBatch
+from ..simplex import LogDirichlet
+from .chains import Start, log_prob_of, starting_values
+from .conjugate import action_counts, dirichlet_of
+
+__all__ = [
+    "DirichletGuide",
+    "guide_draws",
+    "guide_values",
+    "initial_values",
+    "make_guide",
+    "refuse_modeless",
+    "starting_concentrations",
+]
+
+_ARGUMENTS = {
+    "concentration": "hyperprior",
+    "log_sticks": "stick_concentration",
+    "log_transition": "concentration",
+    "log_initial": "initial_concentration",
+    "log_actions": "action_concentration",
+    "log_emission": "emission_concentration",
+}
+
+
+class DirichletGuide(PyroModule):
+    """Independent Dirichlet rows, and a Gamma for the factor of a hierarchical concentration.
+
+    The family of variational Bayes, but for the collapsed model: states are summed out exactly
+    instead of being independent of the parameters, so its bound is tighter.
+
+    Args:
+        model: whose sites it covers.
+        concentrations: ``(..., K)`` of the rows of each Dirichlet site, to start from.
+    """
+
+    def __init__(self, model: BayesianCHMM, concentrations: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self.sites = model.sites
+        for site in self.sites:
+            if site == "concentration":
+                assert model.transition_prior.hyperprior is not None
+                alpha = torch.tensor(model.transition_prior.hyperprior, dtype=model.dtype)
+            else:
+                alpha = concentrations[site].detach().clone()
+            setattr(self, f"{site}_rows", PyroParam(alpha, constraints.positive))
+
+    def rows(self, site: str) -> Tensor:
+        """Variational parameters of a site: concentrations, or (shape, rate)."""
+        return getattr(self, f"{site}_rows")
+
+    def forward(self, batch: SequenceBatch) -> dict[str, Tensor]:
+        """Sample all sites; the batch is not read."""
+        values = {}
+        for site in self.sites:
+            alpha = self.rows(site)
+            if site == "concentration":
+                values[site] = pyro.sample(site, dist.Gamma(*alpha))
+            else:
+                rows = LogDirichlet(alpha)
+                values[site] = pyro.sample(site, rows.to_event(alpha.ndim - 1))
+        return values
+
+    @torch.no_grad()
+    def mean_values(self) -> dict[str, Tensor]:
+        """Values at the expected probabilities."""
+        values = {}
+        for site in self.sites:
+            alpha = self.rows(site).detach()
+            gamma = site == "concentration"
+            values[site] = alpha[0] / alpha[1] if gamma else LogDirichlet(alpha).log_mean
+        return values
+
+
+def _typical_values(model: BayesianCHMM, seed: int) -> dict[str, Tensor]:
+    """Random transition rows as of a new PointCHMM, prior means elsewhere."""
+    values: dict[str, Tensor] = {}
+    for site in model.sites:
+        if site == "concentration":
+            values[site] = model.prior(site, values).mean
+        elif site != "log_transition":
+            values[site] = LogDirichlet(dirichlet_of(model, site, values)).log_mean
+        else:
+            shape = dirichlet_of(model, site, values).shape
+            generator = torch.Generator().manual_seed(seed)
+            logits = torch.randn(shape, generator=generator, dtype=torch.float64)
+            values[site] = logits.log_softmax(-1).to(model.dtype)
+    return values
+
+
+def initial_values(model: BayesianCHMM, start: Start, seed: int) -> dict[str, Tensor]:
+    """Values of all sites to start an optimiser from."""
+    values = _typical_values(model, seed)
+    if start is not None:
+        given = starting_values(model, start, 1)
+        values.update({site: given[site][0] for site in given})
+    return values
+
+
+@torch.no_grad()
+def starting_concentrations(
+    model: BayesianCHMM, batch: SequenceBatch, *, start: Start = None, seed: int = 0
+) -> dict[str, Tensor]:
+    """Prior concentrations plus the counts expected under a start, for every Dirichlet site."""
+    values = initial_values(model, start, seed)
+    hmm = model.distribution(batch, model.parameters_of(values))
+    _, initial, transition = hmm.expected_counts(batch.obs)
+    counts = {"log_initial": initial, "log_transition": to_rows(transition, model.action_model)}
+    if model.learn_actions:
+        counts["log_actions"] = action_counts(batch, model.num_actions)
+    found = {}
+    for site in model.sites:
+        if site != "concentration":
+            alpha = dirichlet_of(model, site, values)
+            found[site] = (alpha + counts.get(site, 0.0)).contiguous()
+    return found
+
+
+def make_guide(
+    guide: str,
+    model: BayesianCHMM,
+    batch: SequenceBatch,
+    *,
+    start: Start = None,
+    seed: int = 0,
+    **options: Any,
+) -> Any:
+    """A guide by name, started where the clones of a symbol differ.
+
+    Args:
+        guide: ``"AutoDelta"`` (maximum a posteriori), ``"AutoNormal"``,
+            ``"AutoLowRankMultivariateNormal"`` or ``"Dirichlet"``.
+        model: the priors.
+        batch: the data.
+        start: a point model or result to start from; by default random rows.
+        seed: of those.
+        options: of Pyro's guide, such as ``init_scale`` or ``rank``.
+
+    Raises:
+        ValueError: an unknown name, or ``AutoDelta`` where the posterior has no mode.
+    """
+    if guide == "Dirichlet":
+        return DirichletGuide(model, starting_concentrations(model, batch, start=start, seed=seed))
+    families: dict[str, Callable[..., AutoGuide]] = {
+        "AutoDelta": AutoDelta,
+        "AutoNormal": AutoNormal,
+        "AutoLowRankMultivariateNormal": AutoLowRankMultivariateNormal,
+    }
+    if guide not in families:
+        raise ValueError(f"guide = {guide!r}, expected one of {[*families, 'Dirichlet']}.")
+    if guide == "AutoDelta":
+        refuse_modeless(model)
+    first = init_to_value(values=initial_values(model, start, seed))
+    return families[guide](model, init_loc_fn=first, **options)
+
+
+def refuse_modeless(model: BayesianCHMM) -> None:
+    """Refuse priors under which some row's density is unbounded."""
+    for site in model.sites:
+        if site in ("concentration", "log_sticks"):
+            raise ValueError(
+                f"{_ARGUMENTS[site]} was given, expected None for a maximum: rows whose "
+                "concentration may fall below 1 have no mode; use fit_gibbs, fit_nuts or another "
+                "guide."
+            )
+        least = float(dirichlet_of(model, site, {}).min())
+        if least < 1:
+            raise ValueError(
+                f"{_ARGUMENTS[site]} = {least:.6g}, expected at least 1 for a maximum: the density "
+                "of a row is unbounded where probabilities vanish; use fit_vb, fit_gibbs, fit_nuts "
+                "or another guide."
+            )
+
+
+@torch.no_grad()
+def guide_values(guide: Any, batch: SequenceBatch) -> dict[str, Tensor]:
+    """One summary of a guide: its mean (Dirichlet), its median (automatic guides), else a draw."""
+    if isinstance(guide, DirichletGuide):
+        return guide.mean_values()
+    if isinstance(guide, AutoGuide):
+        return guide.median(batch)
+    return _draw(guide, batch)
+
+
+def _draw(guide: Any, batch: SequenceBatch) -> dict[str, Tensor]:
+    trace = poutine.trace(guide).get_trace(batch)
+    return {name: trace.nodes[name]["value"] for name in trace.stochastic_nodes}
+
+
+@torch.no_grad()
+def guide_draws(
+    model: BayesianCHMM, guide: Any, batch: SequenceBatch, num_draws: int
+) -> dict[str, Tensor]:
+    """Draws of a guide under public names, ``(1, num_draws, ...)``, with their densities.
+
+    Returns:
+        What :meth:`~chmm_pyro.models.bayesian.BayesianCHMM.draws_of` names, ``log_prob`` and
+        ``log_joint`` as in :func:`~chmm_pyro.inference.gibbs.fit_gibbs`.
+    """
+    kept = []
+    for _ in range(num_draws):
+        drawn = _draw(guide, batch)
+        values = {site: drawn[site] for site in model.sites}
+        log_prob = log_prob_of(model.distribution(batch, model.parameters_of(values)), batch)
+        log_joint = log_prob + model.log_prior(values).double()
+        kept.append({**model.draws_of(values), "log_prob": log_prob, "log_joint": log_joint})
+    return {name: torch.stack([one[name] for one in kept]).unsqueeze(0) for name in kept[0]}
