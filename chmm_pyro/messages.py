@@ -64,7 +64,8 @@ def _announce(dtype: torch.dtype) -> Iterator[None]:
         yield
         return
     message = f"chmm-pyro: compiling the {dtype} CPU kernels (once on this machine) ...\n"
-    timer = threading.Timer(1.0, sys.stderr.write, [message])
+    # Compiling takes many seconds; loading what is cached takes one on a busy machine.
+    timer = threading.Timer(3.0, sys.stderr.write, [message])
     timer.daemon = True
     timer.start()
     try:
