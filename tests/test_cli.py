@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -403,6 +404,9 @@ def test_a_failed_fit_leaves_the_earlier_run(
 # ------------------------------------------------------------------------------------- Ctrl-C
 
 
+_COMMAND = [sys.executable, "-c", "from chmm_pyro.cli import main; main()"]
+
+
 def _environment() -> dict[str, str]:
     return {**os.environ, "PYTHONUNBUFFERED": "1", "COLUMNS": "100"}
 
@@ -411,7 +415,7 @@ def test_ctrl_c_saves_what_has_been_fitted(folder: Path, tmp_path: Path) -> None
     run = tmp_path / "run"
     command = ["fit", str(folder / "walk.csv"), "--clones", "4", "--iters", "1000000"]
     process = subprocess.Popen(
-        [sys.executable, "-m", "chmm_pyro.cli", *command, "--progress", "--json", "--out", run],
+        [*_COMMAND, *command, "--progress", "--json", "--out", str(run)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         env=_environment(),
@@ -448,7 +452,7 @@ def test_ctrl_c_before_there_is_anything_to_save(
 
 
 def test_a_reader_that_stops_early_is_no_error(folder: Path) -> None:
-    chmm = f"{sys.executable} -m chmm_pyro.cli decode {folder}/walk.run {folder}/walk.csv"
+    chmm = shlex.join([*_COMMAND, "decode", f"{folder}/walk.run", f"{folder}/walk.csv"])
     done = subprocess.run(
         ["bash", "-c", f"{chmm} | head -n 2"], capture_output=True, env=_environment(), check=True
     )
