@@ -400,7 +400,7 @@ def test_impossible_sequences_are_refused():
     with pytest.raises(ValueError, match=r"sequence 1 of batch has probability zero"):
         loss_of(model, batch)
     nowhere = torch.full((6,), -torch.inf, dtype=torch.float64)
-    with pytest.raises(ValueError, match=r"initial_logits holds"):
+    with pytest.raises(ValueError, match=r"initial_logits is -inf throughout"):
         case.enumerated.decode(case.batch, initial_logits=nowhere)
 
 
