@@ -13,7 +13,7 @@ __all__ = ["MapDifference", "compare_maps", "isomorphism"]
 _MOST_ANCHORS = 5  # starts tried when a map that is not isomorphic is laid over the truth
 
 Colours = tuple[list[int], list[int]]
-Outcomes = list[dict[int, int]]
+Targets = list[list[int]]  # for each node and action, -1 where it was never tried
 
 
 def isomorphism(
@@ -225,7 +225,7 @@ def compare_maps(
 def _lay_over(cognitive_map: CognitiveMap, truth: CognitiveMap) -> dict[int, int]:
     """The partial mapping under which most edges agree, among those from the best anchors."""
     found: dict[int, int] = {}
-    outcomes = (_outcomes(cognitive_map), _outcomes(truth))
+    targets = (cognitive_map.likely_targets.tolist(), truth.likely_targets.tolist())
     while True:
         best: dict[int, int] = found
         best_score = 0
@@ -233,7 +233,7 @@ def _lay_over(cognitive_map: CognitiveMap, truth: CognitiveMap) -> dict[int, int
         for node in free[:_MOST_ANCHORS]:
             for partner in (truth.symbols == cognitive_map.symbols[node]).nonzero()[0].tolist():
                 start = {**found, node: partner}
-                mapping, score = _walk_in_step(cognitive_map, truth, outcomes, start, node)
+                mapping, score = _walk_in_step(cognitive_map, truth, targets, start, node)
                 if score > best_score:
                     best, best_score = mapping, score
         if best_score == 0:
@@ -245,7 +245,7 @@ def _lay_over(cognitive_map: CognitiveMap, truth: CognitiveMap) -> dict[int, int
 def _walk_in_step(
     cognitive_map: CognitiveMap,
     truth: CognitiveMap,
-    outcomes: tuple[Outcomes, Outcomes],
+    targets: tuple[Targets, Targets],
     mapping: dict[int, int],
     start: int,
 ) -> tuple[dict[int, int], int]:
@@ -253,22 +253,13 @@ def _walk_in_step(
     agree, queue = 0, deque([start])
     while queue:
         node = queue.popleft()
-        for action, target in outcomes[0][node].items():
-            partner = outcomes[1][mapping[node]].get(action)
-            if partner is None or cognitive_map.symbols[target] != truth.symbols[partner]:
+        for target, partner in zip(targets[0][node], targets[1][mapping[node]], strict=False):
+            if min(target, partner) < 0:
+                continue
+            if cognitive_map.symbols[target] != truth.symbols[partner]:
                 continue
             if target not in mapping:
                 mapping[target] = partner
                 queue.append(target)
             agree += mapping[target] == partner
     return mapping, agree
-
-
-def _outcomes(cognitive_map: CognitiveMap) -> Outcomes:
-    """For each node the most probable target of each action."""
-    best: list[dict[int, tuple[float, int]]] = [{} for _ in range(cognitive_map.num_nodes)]
-    for (old, action, new), probability in zip(
-        cognitive_map.edges.tolist(), cognitive_map.probabilities.tolist(), strict=True
-    ):
-        best[old][action] = max(best[old].get(action, (0.0, new)), (probability, new))
-    return [{a: target for a, (_, target) in row.items()} for row in best]

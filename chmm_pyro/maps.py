@@ -301,6 +301,26 @@ class CognitiveMap:
         tried[self.edges[:, 0], self.edges[:, 1]] = True
         return tried
 
+    @cached_property
+    def successors(self) -> list[list[tuple[int, int, float]]]:
+        """For each node its edges as ``(action, target node, -log probability)``."""
+        found: list[list[tuple[int, int, float]]] = [[] for _ in self.states]
+        # A certain edge costs 0.0, not -0.0.
+        surprise = np.abs(np.log(self.probabilities)).tolist()
+        for (old, action, new), cost in zip(self.edges.tolist(), surprise, strict=True):
+            found[old].append((action, new, cost))
+        return found
+
+    @cached_property
+    def likely_targets(self) -> IntArray:
+        """``(N, A)`` the most probable outcome, as a node index; -1 where it was never tried."""
+        targets = np.full((self.num_nodes, self.num_actions), -1)
+        # The last assignment stays, so the most probable edge comes last.
+        order = np.argsort(self.probabilities, kind="stable")
+        old, action, new = self.edges[order].T
+        targets[old, action] = new
+        return targets
+
     @property
     def is_deterministic(self) -> bool:
         """Whether no action has two outcomes at a node."""
@@ -339,7 +359,12 @@ class CognitiveMap:
     # -------------------------------------------------------------------------- localising
 
     def localise(
-        self, batch: SequenceBatch, *, belief: ArrayLike | None = None, pseudocount: float = 0.0
+        self,
+        batch: SequenceBatch,
+        *,
+        belief: ArrayLike | None = None,
+        pseudocount: float = 0.0,
+        num_symbols: int | None = None,
     ) -> Localisation:
         """Where walks end, from what was seen and done: the filter on the edges of the map.
 
@@ -349,6 +374,8 @@ class CognitiveMap:
             pseudocount: added to the emission probabilities before they are normalised, so that a
                 wrong symbol does not exclude a place (see
                 :func:`~chmm_pyro.place_fields.noisy_evidence`).
+            num_symbols: that the pseudocount is added to; by default the largest on the map plus
+                one.
 
         Raises:
             ValueError: a walk that the map cannot explain, or symbols and actions it lacks.
@@ -359,24 +386,42 @@ class CognitiveMap:
                 f"belief has shape {prior.shape}, expected ({self.num_nodes},) probabilities, one "
                 "for each node of the map."
             )
-        found = [
-            self._filter(walk.flat_obs.tolist(), walk.flat_actions.tolist(), prior, pseudocount)
-            for walk in batch
-        ]
-        beliefs = np.array([one for one, _ in found])
-        log_probs = np.array([log_prob for _, log_prob in found])
+        found = [self._filter(walk, prior, pseudocount, num_symbols) for walk in batch]
+        for (_, log_prob, step), walk in zip(found, batch, strict=True):
+            if log_prob == -np.inf:
+                raise ValueError(
+                    f"the map cannot explain step {step} (symbol {int(walk.flat_obs[step])}): no "
+                    "place of it fits all steps up to there; use pseudocount > 0 for noisy "
+                    "observations, or the map of another world."
+                )
+        beliefs = np.array([belief for belief, _, _ in found])
+        log_probs = np.array([log_prob for _, log_prob, _ in found])
         if batch.single:
             return Localisation(beliefs[0], log_probs[0])
         return Localisation(beliefs, log_probs)
 
+    def log_prob(
+        self, batch: SequenceBatch, *, pseudocount: float = 0.0, num_symbols: int | None = None
+    ) -> FloatArray:
+        """``()`` or ``(B,)`` log-probability of walks that begin anywhere on the map.
+
+        ``-inf`` where the map cannot explain a walk; the arguments are those of :meth:`localise`.
+        """
+        prior = np.ones(self.num_nodes)
+        found = [self._filter(walk, prior, pseudocount, num_symbols)[1] for walk in batch]
+        return np.array(found[0] if batch.single else found)
+
     def _filter(
-        self, obs: list[int], actions: list[int], prior: FloatArray, pseudocount: float
-    ) -> tuple[FloatArray, float]:
-        num_symbols = int(self.symbols.max()) + 1
-        if max(actions, default=0) >= self.num_actions:
+        self, walk: SequenceBatch, prior: FloatArray, pseudocount: float, num_symbols: int | None
+    ) -> tuple[FloatArray, float, int]:
+        """The belief after the last step, the log-probability, and the first impossible step."""
+        obs, actions = walk.flat_obs.tolist(), walk.flat_actions.tolist()
+        if max(actions) >= self.num_actions:
             raise ValueError(
                 f"actions holds {max(actions)}, expected less than the map's {self.num_actions}."
             )
+        if num_symbols is None:
+            num_symbols = int(self.symbols.max()) + 1
         belief, log_prob = prior / prior.sum(), 0.0
         for time, symbol in enumerate(obs):
             if time > 0:
@@ -384,16 +429,12 @@ class CognitiveMap:
             if symbol != MISSING:
                 emission = (self.symbols == symbol) + pseudocount
                 belief = belief * emission / (1 + num_symbols * pseudocount)
-            mass = belief.sum()
+            mass = float(belief.sum())
             if mass == 0:
-                raise ValueError(
-                    f"the map cannot explain step {time} (symbol {symbol}): no place of it fits "
-                    "all steps up to there; use pseudocount > 0 for noisy observations, or the "
-                    "map of another world."
-                )
+                return belief, -np.inf, time
             belief = belief / mass
             log_prob += float(np.log(mass))
-        return belief, log_prob
+        return belief, log_prob, len(obs)
 
     def follow(self, belief: ArrayLike, actions: Iterable[int]) -> FloatArray:
         """``(N,)`` where blind actions lead; less than one in all where one was never tried.
