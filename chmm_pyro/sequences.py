@@ -6,12 +6,13 @@ from collections.abc import Hashable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from os import PathLike
-from typing import Any, NamedTuple, Unpack
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
+from typing_extensions import Unpack
 
 from ._readers.arrays import FlatEpisodes, IntArray, flatten_arrays, ramp
 from ._readers.files import read_file, table_of, write_file

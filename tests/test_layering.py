@@ -18,7 +18,7 @@ MAPS = frozenset({"edges", "isomorphism", "map_edits", "map_scores", "maps", "tr
 PLANNING = frozenset({"hierarchy", "navigation", "place_fields", "planning", "policies", "tracks"})
 BESIDE = frozenset({"environments", "plotting", "scores"}) | MAPS | PLANNING
 LAYERS: tuple[frozenset[str], ...] = (
-    frozenset({"atomic", "beliefs", "clones", "graph_layout", "logits", "simplex"}),
+    frozenset({"atomic", "beliefs", "clones", "graph_layout", "logits", "merging", "simplex"}),
     frozenset({"vocabulary"}),
     frozenset({"_readers"}),
     frozenset({"sequences"}),

@@ -7,11 +7,12 @@ import zipfile
 from collections.abc import Hashable
 from os import PathLike
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from typing_extensions import Unpack
 
 from ..clones import MISSING
 from ..vocabulary import Vocabulary, label_from_jsonable, label_to_jsonable
