@@ -7,13 +7,15 @@ prior the clones of a symbol have equal gradients and would never part.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import copy
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pyro
 import torch
 from pyro import distributions as dist
 from pyro import poutine
+from pyro.infer import Trace_ELBO, TraceEnum_ELBO, TraceMeanField_ELBO
 from pyro.infer.autoguide import (
     AutoDelta,
     AutoGuide,
@@ -22,7 +24,7 @@ from pyro.infer.autoguide import (
     init_to_value,
 )
 from pyro.nn import PyroModule, PyroParam
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributions import constraints
 
 from ..models.bayesian import BayesianCHMM
@@ -34,10 +36,14 @@ from .conjugate import action_counts, dirichlet_of
 
 __all__ = [
     "DirichletGuide",
+    "check_guided",
+    "copy_guide",
+    "default_elbo",
     "guide_draws",
     "guide_values",
     "initial_values",
     "make_guide",
+    "posterior_fields",
     "refuse_modeless",
     "starting_concentrations",
 ]
@@ -180,7 +186,9 @@ def make_guide(
     if guide == "AutoDelta":
         refuse_modeless(model)
     first = init_to_value(values=initial_values(model, start, seed))
-    return families[guide](model, init_loc_fn=first, **options)
+    # Clones that a step-by-step program sums out are no part of a guide.
+    latent = poutine.block(model, expose=list(model.sites))
+    return families[guide](latent, init_loc_fn=first, **options)
 
 
 def refuse_modeless(model: BayesianCHMM) -> None:
@@ -199,6 +207,74 @@ def refuse_modeless(model: BayesianCHMM) -> None:
                 "of a row is unbounded where probabilities vanish; use fit_vb, fit_gibbs, fit_nuts "
                 "or another guide."
             )
+
+
+def copy_guide(guide: Any) -> Any:
+    """A guide to train in place of the caller's; functions are shared."""
+    if not isinstance(guide, nn.Module):
+        return guide
+    # Copying an automatic guide makes Pyro forget the model, in the original too.
+    parts = [part for part in guide.modules() if isinstance(part, AutoGuide)]
+    known = [(part._model, part.master) for part in parts]
+    copied = copy.deepcopy(guide)
+    copies = [part for part in copied.modules() if isinstance(part, AutoGuide)]
+    for part, twin, (model, master) in zip(parts, copies, known, strict=True):
+        part._model = twin._model = model
+        part.master = master
+    return copied
+
+
+def check_guided(
+    model: BayesianCHMM,
+    guide: Any,
+    batches: Sequence[SequenceBatch],
+    pseudocount: float,
+    entropy_weight: float,
+    segment_length: int | None,
+) -> None:
+    """Refuse options of a variational fit that a model with priors does not take."""
+    if guide is None:
+        raise ValueError(
+            "guide is None, expected a guide for the latent parameters of a BayesianCHMM: "
+            "'AutoDelta', 'AutoNormal', 'AutoLowRankMultivariateNormal', 'Dirichlet' or an "
+            "instance."
+        )
+    if isinstance(guide, AutoDelta):
+        refuse_modeless(model)
+    if len(batches) > 1:
+        raise ValueError(
+            f"batch holds {len(batches)} batches, expected one: each would count the prior again; "
+            "put all sequences into one SequenceBatch."
+        )
+    for name, value in (
+        ("pseudocount", pseudocount),
+        ("entropy_weight", entropy_weight),
+        ("segment_length", segment_length),
+    ):
+        if value:
+            raise ValueError(
+                f"{name} = {value} was given with a BayesianCHMM, expected none: its priors say "
+                "what to prefer, and it starts every sequence from its initial distribution."
+            )
+
+
+def default_elbo(model: Any, guide: Any) -> Any:
+    """The loss that suits a model and a guide."""
+    if model.enumerates:
+        return TraceEnum_ELBO()
+    return TraceMeanField_ELBO() if isinstance(guide, DirichletGuide) else Trace_ELBO()
+
+
+def posterior_fields(
+    model: BayesianCHMM, guide: Any, batch: SequenceBatch, num_draws: int
+) -> dict[str, Any]:
+    """The fields of a result that come from a fitted guide."""
+    return {
+        "model": model.point(guide_values(guide, batch)),
+        "prior_model": model,
+        "draws": guide_draws(model, guide, batch, num_draws) if num_draws else None,
+        "log_prob_history": None,
+    }
 
 
 @torch.no_grad()

@@ -16,13 +16,14 @@ from typing import Any
 import numpy as np
 import pyro
 import torch
-from pyro.infer import Trace_ELBO, TraceEnum_ELBO
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from ..models.base import CloneModel
+from ..models.bayesian import BayesianCHMM
 from ..sequences import SequenceBatch
 from .em import check_options, log_prior
+from .guides import check_guided, copy_guide, default_elbo, make_guide, posterior_fields
 from .result import FitResult, bits_per_step
 from .scope import Stopwatch, pyro_scope, until_interrupted
 
@@ -57,8 +58,9 @@ def fit_svi(
     segment_length: int | None = None,
     weights: Sequence[float] | None = None,
     auxiliary_loss: Callable[[CloneModel], Tensor] | None = None,
-    guide: Callable[..., Any] | None = None,
+    guide: Callable[..., Any] | str | None = None,
     elbo: Any = None,
+    num_draws: int = 0,
     tol: float | None = None,
     patience: int = 20,
     seed: int = 0,
@@ -87,9 +89,12 @@ def fit_svi(
             that falls with the length.
         weights: of several batches, by default 1 each.
         auxiliary_loss: a further loss, a function of the model being trained.
-        guide: a Pyro guide called like the model; by default empty (no latent variables).
+        guide: a Pyro guide called like the model; by default empty (no latent variables).  A
+            :class:`~chmm_pyro.models.bayesian.BayesianCHMM` needs one: a name that
+            :func:`~chmm_pyro.inference.guides.make_guide` knows, or an instance.
         elbo: a Pyro loss; by default ``TraceEnum_ELBO`` for models that enumerate, else
-            ``Trace_ELBO``.
+            ``Trace_ELBO`` (with exact divergences from the prior for a Dirichlet guide).
+        num_draws: draws of the guide to keep, as one chain.
         tol: stop after ``patience`` updates in which the best objective rose by less than this
             many bits per step in all; None runs all updates.
         patience: see ``tol``.
@@ -98,10 +103,13 @@ def fit_svi(
 
     Returns:
         A :class:`~chmm_pyro.inference.result.FitResult`.  With minibatches the histories are
-        unbiased estimates; ``bits_per_step`` is always of the returned model on all data.
+        unbiased estimates; ``bits_per_step`` is always of the returned model on all data.  With a
+        Bayesian model that is the guide's mean (Dirichlet) or median, ``prior_model`` the model
+        itself, ``objective_history`` estimates the ELBO and ``log_prob_history`` is None.
 
     Raises:
-        ValueError: options out of range, or an objective that is not finite (which update).
+        ValueError: options out of range or that a Bayesian model does not take, a maximum asked
+            of a posterior without one, or an objective that is not finite (which update).
 
     Example:
         >>> from chmm_pyro import CloneStructure, SequenceBatch
@@ -115,6 +123,11 @@ def fit_svi(
     task_weights = [1.0] * len(batches) if weights is None else list(weights)
     check_options(num_iters, pseudocount, tol)
     _check(batches, task_weights, learning_rate, schedule, clip_norm, batch_size, segment_length)
+    if isinstance(model, BayesianCHMM):
+        check_guided(model, guide, batches, pseudocount, entropy_weight, segment_length)
+    elif isinstance(guide, str) or num_draws:
+        option = f"guide = {guide!r}" if isinstance(guide, str) else f"num_draws = {num_draws}"
+        raise ValueError(f"{option} was given with {type(model).__name__}, expected BayesianCHMM.")
     settings = {
         "method": "svi",
         "num_iters": num_iters,
@@ -129,15 +142,20 @@ def fit_svi(
         "batch_size": batch_size,
         "segment_length": segment_length,
         "weights": task_weights,
+        "guide": guide if guide is None or isinstance(guide, str) else type(guide).__name__,
+        "num_draws": num_draws,
         "tol": tol,
         "patience": patience,
         "seed": seed,
         "action_model": model.action_model,
     }
     fitted = copy.deepcopy(model)
-    fitted_guide = copy.deepcopy(guide) if isinstance(guide, nn.Module) else guide
+    if isinstance(guide, str):
+        fitted_guide = make_guide(guide, fitted, batches[0], seed=seed)
+    else:
+        fitted_guide = copy_guide(guide)
     if elbo is None:
-        elbo = TraceEnum_ELBO() if model.enumerates else Trace_ELBO()
+        elbo = default_elbo(fitted, fitted_guide)
     observed = sum(part.num_observed for part in batches)
     to_bits = 1 / (math.log(2) * observed)
     watch = Stopwatch()
@@ -186,14 +204,16 @@ def fit_svi(
             decay.step()
             bar.update()
         optimizer.zero_grad()
-    data = batches[0]
+        data = batches[0]
+        found: dict[str, Any] = {"model": fitted, "log_prob_history": np.array(log_probs)}
+        if isinstance(model, BayesianCHMM):
+            found = posterior_fields(model, fitted_guide, data, num_draws)
     return FitResult(
-        model=fitted,
+        **found,
         guide=fitted_guide,
         data=data,
         objective_history=np.array(objectives),
-        log_prob_history=np.array(log_probs),
-        bits_per_step=bits_per_step(fitted, data),
+        bits_per_step=bits_per_step(found["model"], data),
         converged=converged,
         interrupted=stop.is_set(),
         num_iters=len(objectives) - int(converged or stop.is_set()),

@@ -23,7 +23,7 @@ from ..sequences import SequenceBatch
 from ..simplex import LogDirichlet
 from .chains import Start, check_bayesian
 from .conjugate import action_counts, dirichlet_of
-from .guides import DirichletGuide, guide_draws, starting_concentrations
+from .guides import DirichletGuide, posterior_fields, starting_concentrations
 from .result import FitResult, bits_per_step
 from .scope import Stopwatch, pyro_scope, until_interrupted
 
@@ -158,8 +158,7 @@ def fit_vb(
                 rows[site] = (1 - step) * rows[site] + step * (priors[site] + count)
             bar.update()
         guide = DirichletGuide(model, rows)
-        draws = guide_draws(model, guide, batch, num_draws) if num_draws else None
-    point = model.point(guide.mean_values())
+        found = posterior_fields(model, guide, batch, num_draws)
     settings: dict[str, Any] = {
         "method": "vb",
         "num_iters": num_iters,
@@ -172,14 +171,11 @@ def fit_vb(
         "action_model": model.action_model,
     }
     return FitResult(
-        model=point,
-        prior_model=model,
+        **found,
         guide=guide,
-        draws=draws,
         data=batch,
         objective_history=np.array(bounds),
-        log_prob_history=None,
-        bits_per_step=bits_per_step(point, batch),
+        bits_per_step=bits_per_step(found["model"], batch),
         converged=converged,
         interrupted=stop.is_set(),
         num_iters=len(bounds) - int(converged or stop.is_set()),
