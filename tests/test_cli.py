@@ -539,7 +539,7 @@ def test_demo_reports_on_stdout_and_survives_ctrl_c(
     assert "SVI (Adam, exact gradient)" in result.stdout
     assert "EM (Baum-Welch)" not in result.stdout.split("bits/step")[1]
     assert "Interrupted" in result.stdout
-    assert load_checkpoint(tmp_path / "svi").history["num_iters"] == 60
+    assert load_checkpoint(tmp_path / "svi").history["num_iters"] == 100
     assert (tmp_path / "graph.png").exists()
     assert not (tmp_path / "em").exists()
 

@@ -38,13 +38,13 @@ __all__ = ["demo"]
 
 _PSEUDOCOUNT_PER_STEP = 4e-7  # measured: 0.02 for 50,000 steps of the room
 _SVI_UPDATES, _EM_UPDATES = 120, 200
-_QUICK = {"steps": 5_000, "clones": 20, "updates": 60}
+_QUICK = {"steps": 5_000, "clones": 30, "updates": 100}
 
 
 def demo(
     out: Annotated[
         Path, typer.Option(metavar="FOLDER", help="Where pictures, walk and models go.")
-    ] = Path("chmm-demo"),
+    ] = Path("chmm_demo"),
     steps: Annotated[
         int | None,
         typer.Option(min=100, metavar="N", help="Steps of the walk.", show_default="50,000"),
@@ -60,8 +60,8 @@ def demo(
         bool,
         typer.Option(
             "--quick",
-            help="A few seconds instead of a minute: 5,000 steps, 20 clones, 60 updates. Shows how "
-            "everything works, but the map it finds is not clean.",
+            help="Seconds instead of a minute: 5,000 steps, 30 clones, 100 updates. It shows how "
+            "everything works, but the maps it finds are not clean.",
         ),
     ] = False,
     progress: Progress = None,
@@ -85,7 +85,7 @@ def demo(
 
     compiled = _compile_kernels()
     if compiled > 3:
-        say(f"(the first use of this machine compiled the CPU kernels: {compiled:.0f} s)\n")
+        say(f"(first use: compiling the CPU kernels took {compiled:.0f} s)\n")
     say("1. One model, two programs: gradient of the same small room, 50 steps, float64")
     equality = _enumeration_against_messages(seed)
     say(equality.text)
@@ -210,9 +210,11 @@ def _compile_kernels() -> float:
     """Use every kernel once, so that no fit is charged for compiling; the seconds it took."""
     began = time.perf_counter()
     batch = SequenceBatch.from_arrays([0, 1, 0, 0, 1])
-    model = PointCHMM(CloneStructure([2, 2]), num_actions=1)
-    for fit in (fit_svi, fit_em, fit_viterbi):
-        fit(model, batch, num_iters=1, progress=False)
+    for dtype in (torch.float32, torch.float64):
+        model = PointCHMM(CloneStructure([2, 2]), num_actions=1, dtype=dtype)
+        fit_svi(model, batch, num_iters=1, progress=False)
+        fit_em(model, batch, num_iters=1, progress=False)
+        fit_viterbi(model, batch, num_iters=1, progress=False)
     return time.perf_counter() - began
 
 
