@@ -22,7 +22,7 @@ from ..sequences import SequenceBatch
 from .result import FitResult, bits_per_step
 from .scope import Stopwatch, until_interrupted
 
-__all__ = ["check_options", "fit_em", "log_prior"]
+__all__ = ["check_options", "fit_em", "log_prior", "maximise_actions"]
 
 
 def check_options(num_iters: int, pseudocount: float, tol: float | None) -> None:
@@ -108,8 +108,7 @@ def fit_em(
             unvisited = fitted.transition.maximise(counts, pseudocount)
             if fitted.initial.learned:
                 fitted.initial.maximise(initial_counts, pseudocount)
-            if fitted.action_logits is not None:
-                fitted.action_logits.copy_(_action_counts(fitted, batch).log())
+            maximise_actions(fitted, batch)
             bar.update()
     return FitResult(
         model=fitted,
@@ -140,6 +139,16 @@ def _action_counts(model: CloneModel, batch: SequenceBatch) -> Tensor:
     counts = np.bincount(np.asarray(batch.flat_actions)[driving], minlength=model.num_actions)
     assert model.action_logits is not None
     return torch.as_tensor(counts).to(model.action_logits)
+
+
+@torch.no_grad()
+def maximise_actions(model: CloneModel, batch: SequenceBatch) -> None:
+    """Set learned action probabilities to the shares of the actions taken, if there are any."""
+    if model.action_logits is None:
+        return
+    counts = _action_counts(model, batch)
+    if counts.any():
+        model.action_logits.copy_(counts.log())
 
 
 def _action_term(model: CloneModel, batch: SequenceBatch) -> float:

@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 from ..models.base import CloneModel
 from ..sequences import SequenceBatch
 from ..tables import Table
-from .em import check_options, log_prior
+from .em import check_options, log_prior, maximise_actions
 from .result import FitResult, bits_per_step
 from .scope import Stopwatch, until_interrupted
 
@@ -78,11 +78,12 @@ def fit_viterbi(
         for _ in range(num_iters):
             hmm = fitted.distribution(batch)
             path = hmm.posterior_mode(batch.obs, generator=generator)
-            scores.append(float(path.score.sum()) + float(log_prior(fitted, pseudocount)))
+            score = float(path.score.sum())
+            scores.append(score + float(log_prior(fitted, pseudocount)))
             seconds.append(watch())
             used = len(path.states[path.states >= 0].unique())
             bar.set_postfix_str(
-                f"{-scores[-1] * to_bits:.6f} bits/step on the path, {used} states", refresh=False
+                f"{-score * to_bits:.6f} bits/step on the path, {used} states", refresh=False
             )
             counts = path_counts(path.states, batch, hmm.table)
             converged = len(scores) > 1 and scores[-1] <= scores[-2]
@@ -94,6 +95,7 @@ def fit_viterbi(
                 first = path.states[..., 0].reshape(-1)
                 starts = torch.bincount(first, minlength=fitted.clones.num_states)
                 fitted.initial.maximise(starts.to(dtype), pseudocount)
+            maximise_actions(fitted, batch)
             bar.update()
     final = fitted.distribution(batch).posterior_mode(batch.obs)
     return FitResult(
