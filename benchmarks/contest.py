@@ -42,7 +42,6 @@ class Implementation:
         threads: what its design allows; the tables also show what was measured.
         needs: modules without which it is skipped.
         max_steps: instances with more steps in all are skipped: they would take minutes.
-        max_states: the same for states.
         actions: False if it solves the smaller problem without actions.
         float64: whether it computes in float64 rather than float32.
     """
@@ -53,7 +52,6 @@ class Implementation:
     threads: str = "single-threaded"
     needs: tuple[str, ...] = ()
     max_steps: int | None = None
-    max_states: int | None = None
     actions: bool = True
     float64: bool = False
 
@@ -65,6 +63,4 @@ class Implementation:
             return f"{', '.join(missing)} not installed"
         if self.max_steps is not None and instance.total_steps > self.max_steps:
             return f"too slow above {self.max_steps} steps"
-        if self.max_states is not None and instance.num_states > self.max_states:
-            return f"too slow above {self.max_states} states"
         return None

@@ -60,6 +60,7 @@ def describe() -> str:
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "torch threads": torch.get_num_threads(),
+        "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "not set"),
         **{package: _version(package) for package in _PACKAGES},
     }
     return "\n".join(f"{name}: {value}" for name, value in facts.items()) + "\n"

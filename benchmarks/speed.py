@@ -85,8 +85,10 @@ def _check(implementation: Implementation, run: Run, reference: _Reference) -> f
 
 
 class _Sample(NamedTuple):
-    milliseconds: float
-    cores: float
+    """Milliseconds of one update: on the clock, and of all cores together."""
+
+    wall: float
+    cpu: float
 
 
 def _sample(run: Run, calls: int) -> _Sample:
@@ -95,7 +97,8 @@ def _sample(run: Run, calls: int) -> _Sample:
     for _ in range(calls):
         run.step()
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-    return _Sample(1e3 * wall / (calls * run.updates), cpu / wall)
+    per_update = 1e3 / (calls * run.updates)
+    return _Sample(wall * per_update, cpu * per_update)
 
 
 def compare(
@@ -131,7 +134,7 @@ def compare(
         run = implementation.prepare(solved)
         row["log_prob"] = reference.log_probs[0]
         row["first_call_s"] = _check(implementation, run, reference)
-        once = _sample(run, 1).milliseconds * run.updates / 1e3
+        once = _sample(run, 1).wall * run.updates / 1e3
         row["calls"] = max(1, round(_SAMPLE_SECONDS / once))
         row["samples"] = min(repeats, 3) if once > _SLOW_SECONDS else repeats
         runs.append((row, run, []))
@@ -144,11 +147,11 @@ def compare(
                     samples.append(_sample(run, row["calls"]))
                     bar.update()
     for row, _, samples in runs:
-        times = np.array([sample.milliseconds for sample in samples])
+        times = np.array([sample.wall for sample in samples])
         row["median_ms"] = float(np.median(times))
         row["min_ms"], row["max_ms"] = float(times.min()), float(times.max())
         row["q25_ms"], row["q75_ms"] = np.quantile(times, [0.25, 0.75]).tolist()
-        row["cores_busy"] = float(np.median([sample.cores for sample in samples]))
+        row["cpu_ms"] = float(np.median([sample.cpu for sample in samples]))
     return rows
 
 
