@@ -23,6 +23,7 @@ __all__ = [
     "check_bayesian",
     "check_sampler",
     "check_start",
+    "describe",
     "log_prob_of",
     "starting_values",
     "to_bits",
@@ -119,6 +120,31 @@ def log_prob_of(hmm: CloneHMM, batch: SequenceBatch) -> Tensor:
     """``(*P)`` float64 log-likelihood of all sequences together."""
     log_prob = hmm.log_prob(batch.obs).double()
     return log_prob if batch.lengths is None else log_prob.sum(-1)
+
+
+@torch.no_grad()
+def describe(
+    model: BayesianCHMM, batch: SequenceBatch, values: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Draws ``(N, ...)`` of the sites under public names, with their densities and a path each.
+
+    Returns:
+        Also ``log_prob``, ``log_joint`` ``(N,)`` and ``num_used`` ``(N, V)``, as in
+        :func:`~chmm_pyro.inference.gibbs.fit_gibbs`.
+    """
+    parts = []
+    for chunk in torch.arange(len(values["log_transition"])).split(256):
+        part = {site: value[chunk] for site, value in values.items()}
+        hmm = model.distribution(batch, model.parameters_of(part).beside(batch))
+        log_prob = log_prob_of(hmm, batch)
+        described = {
+            **model.draws_of(part),
+            "log_prob": log_prob,
+            "log_joint": log_prob + model.log_prior(part).double(),
+            "num_used": model.num_used(hmm.sample_posterior(batch.obs)[0], batch),
+        }
+        parts.append(described)
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
 def check_start(log_prob: Tensor) -> None:

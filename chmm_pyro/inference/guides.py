@@ -31,7 +31,7 @@ from ..models.bayesian import BayesianCHMM
 from ..models.priors import to_rows
 from ..sequences import SequenceBatch
 from ..simplex import LogDirichlet
-from .chains import Start, log_prob_of, starting_values
+from .chains import Start, describe, starting_values
 from .conjugate import action_counts, dirichlet_of
 
 __all__ = [
@@ -299,14 +299,9 @@ def guide_draws(
     """Draws of a guide under public names, ``(1, num_draws, ...)``, with their densities.
 
     Returns:
-        What :meth:`~chmm_pyro.models.bayesian.BayesianCHMM.draws_of` names, ``log_prob`` and
-        ``log_joint`` as in :func:`~chmm_pyro.inference.gibbs.fit_gibbs`.
+        What :func:`~chmm_pyro.inference.chains.describe` gives.
     """
-    kept = []
-    for _ in range(num_draws):
-        drawn = _draw(guide, batch)
-        values = {site: drawn[site] for site in model.sites}
-        log_prob = log_prob_of(model.distribution(batch, model.parameters_of(values)), batch)
-        log_joint = log_prob + model.log_prior(values).double()
-        kept.append({**model.draws_of(values), "log_prob": log_prob, "log_joint": log_joint})
-    return {name: torch.stack([one[name] for one in kept]).unsqueeze(0) for name in kept[0]}
+    drawn = [_draw(guide, batch) for _ in range(num_draws)]
+    values = {site: torch.stack([one[site] for one in drawn]) for site in model.sites}
+    described = describe(model, batch, values)
+    return {name: value.unsqueeze(0) for name, value in described.items()}

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import pyro
 import torch
 
-__all__ = ["Stopwatch", "pyro_scope", "until_interrupted"]
+__all__ = ["Stopwatch", "pyro_scope", "single_thread", "until_interrupted"]
 
 _lock = threading.RLock()  # Pyro's handler stack and parameter store are global
 
@@ -65,3 +65,14 @@ def until_interrupted() -> Iterator[threading.Event]:
     finally:
         if signal.getsignal(signal.SIGINT) is stop:
             signal.signal(signal.SIGINT, previous)
+
+
+@contextmanager
+def single_thread() -> Iterator[None]:
+    """One thread for torch and the kernels: on tiny tensors handing work over costs the most."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

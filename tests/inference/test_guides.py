@@ -113,7 +113,7 @@ def test_every_prior_has_a_guide(options, guide):
     fit = fit_svi(
         model, small(), guide=guide, num_iters=60, learning_rate=0.05, num_draws=3, progress=False
     )
-    assert set(fit.draws) == {*model.public_names, "log_prob", "log_joint"}
+    assert set(fit.draws) == {*model.public_names, "log_prob", "log_joint", "num_used"}
     assert np.isfinite(fit.objective_history).all()
 
 
