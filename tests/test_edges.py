@@ -28,17 +28,19 @@ def walk(target, num_steps, rng):
 
 
 def test_single_p_value_is_the_larger_binomial_tail():
-    # Row (0, 0) has 90 + 6 + 4 of 100; symbol 0 is shown by states 0 and 1, symbol 1 by 2 and 3.
-    transitions = np.array([[0, 0, 1], [0, 0, 2], [0, 0, 3], [1, 0, 2]])
-    counts = np.array([90.0, 6.0, 1.0, 40.0])
+    # Row (0, 0) has 90 + 6 + 1 of 97; symbol 0 is shown by states 0 and 1, symbol 1 by 2 and 3.
+    transitions = np.array([[0, 0, 1], [0, 0, 2], [0, 0, 3], [1, 0, 2], [2, 0, 0]])
+    counts = np.array([90.0, 6.0, 1.0, 40.0, 1.0])
     found = significant_edges(
         transitions, counts, np.array([0, 0, 1, 1]), np.full(4, 30.0), num_actions=1
     )
-    # One single count.  Counted at most once: in the first row the successors 0 and 3 (expecting
-    # 97 / 4 per unit of noise), in the second 0, 1 and 3; of the pairs that show symbols 0 and 1
-    # all but 0 -> 2 and 1 -> 2 (expecting 47 / 4), of those that show 0 and 0 all but 0 -> 1.
-    rows = np.array([97 / 4] * 2 + [40 / 4] * 3)
-    pairs = np.array([47 / 4] * 2 + [90 / 4] * 3)
+    # One single count, as that of the last row is its most frequent outcome.  Counted at most
+    # once: in the first row the successors 0 and 3 (expecting 97 / 4 per unit of noise), in the
+    # second 0, 1 and 3, in the third 1, 2 and 3; of the pairs that show symbols 0 and 1 all but
+    # 0 -> 2 and 1 -> 2 (expecting 47 / 4), of those that show 0 and 0 all but 0 -> 1, of those
+    # that show 1 and 0 all but 2 -> 0.
+    rows = np.array([97 / 4] * 2 + [40 / 4] * 3 + [1 / 4] * 3)
+    pairs = np.array([47 / 4] * 2 + [90 / 4] * 3 + [1 / 4] * 3)
     outlier, misplaced = (
         brentq(lambda share, r=rates: (share * r / (1 + share * r)).sum() - 1, 0, 1)
         for rates in (rows, pairs)

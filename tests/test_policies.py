@@ -1,5 +1,6 @@
 """Value iteration against closed forms, linear systems and all policies; walks to a goal."""
 
+from dataclasses import replace
 from itertools import product
 
 import networkx as nx
@@ -190,6 +191,25 @@ def test_walks_to_the_goal_from_anywhere_without_knowing_where(name):
         assert world.place == place_of[goal]
         assert journey.belief[cognitive_map.node_of(goal)] > 0.99
         assert len(journey.obs) == len(journey.actions) + 1
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_hypotheses_that_look_alike_are_pursued_to_the_end(seed):
+    """In a uniform core under shuffled names, changing one's mind would be going in circles."""
+    layout = np.full((9, 9), 4)
+    layout[0], layout[-1], layout[:, 0], layout[:, -1] = 0, 1, 2, 3
+    room = Room(layout)
+    order = np.random.default_rng(seed).permutation(room.num_places)  # state k is place order[k]
+    truth = CognitiveMap.from_room(room)
+    edges = truth.edges.copy()
+    edges[:, [0, 2]] = np.argsort(order)[edges[:, [0, 2]]]
+    named = replace(truth, symbols=truth.symbols[order])
+    cognitive_map = named.with_edges(edges, truth.counts, truth.probabilities)
+    goal = int(np.argsort(order)[40])
+    for start in (10, 24, 52, 70):
+        world = World(room, start)
+        journey = navigate(cognitive_map, goal, world.act, first_symbol=world.symbol)
+        assert world.place == 40 and len(journey.actions) < 120
 
 
 def test_walks_to_the_goal_though_it_slips():
