@@ -1,6 +1,9 @@
 """Pyro models over clone-structured sequences; no fitting code."""
 
+from .bayesian import BayesianCHMM
 from .enumerated import EnumeratedCHMM
+from .noisy import NoisyCHMM
 from .point import PointCHMM
+from .priors import block_concentration
 
-__all__ = ["EnumeratedCHMM", "PointCHMM"]
+__all__ = ["BayesianCHMM", "EnumeratedCHMM", "NoisyCHMM", "PointCHMM", "block_concentration"]
