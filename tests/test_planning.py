@@ -12,6 +12,8 @@ from numpy.testing import assert_allclose
 from worlds import exact_model, room_table
 
 from chmm_pyro.environments import Room, published_room, published_room_names
+from chmm_pyro.inference.map_fit import fit_map
+from chmm_pyro.isomorphism import isomorphism
 from chmm_pyro.map_edits import block, open_edges
 from chmm_pyro.maps import CognitiveMap
 from chmm_pyro.planning import UnreachableError, bridge, plan, plan_from_belief
@@ -62,6 +64,21 @@ def test_models_of_rooms_plan_as_short_and_arrive(name, split):
             assert found.num_steps == expected[start][goal]
             assert walked(room, start, found.actions) == goal
             assert place_of[list(found.states)].tolist()[-1] == goal
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["aliased_4x4", "corridors_5x5", "rectangular_room"])
+def test_all_pairs_on_maps_learned_from_a_walk(name):
+    room = published_room(name)
+    result = fit_map(room.random_walk(30_000, seed=3).batch(), seed=0, progress=False)
+    cognitive_map = CognitiveMap.from_result(result)
+    place_of = isomorphism(cognitive_map, CognitiveMap.from_room(room))
+    assert place_of is not None
+    expected = lengths(room)
+    for start, goal in product(place_of, place_of):
+        found = plan(cognitive_map, start, goal)
+        assert found.num_steps == expected[place_of[start]][place_of[goal]]
+        assert walked(room, place_of[start], found.actions) == place_of[goal]
 
 
 def test_a_route_never_walked_in_one_episode():
