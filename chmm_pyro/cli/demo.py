@@ -37,7 +37,7 @@ from .outcome import INTERRUPTED, show, shows_progress, table
 __all__ = ["demo"]
 
 _PSEUDOCOUNT_PER_STEP = 4e-7  # measured: 0.02 for 50,000 steps of the room
-_SVI_UPDATES, _EM_UPDATES = 120, 200
+_SVI_UPDATES, _EM_UPDATES, _RATE = 150, 200, 0.3
 _QUICK = {"steps": 5_000, "clones": 30, "updates": 100}
 
 
@@ -102,7 +102,9 @@ def demo(
     )
     shared: dict[str, Any] = {"pseudocount": pseudocount, "seed": seed, "progress": bars}
     plan: dict[str, Callable[[dict[str, FitResult]], FitResult]] = {
-        "svi": lambda _: fit_svi(model, batch, num_iters=svi_updates, **shared),
+        "svi": lambda _: fit_svi(
+            model, batch, num_iters=svi_updates, learning_rate=_RATE, **shared
+        ),
         "em": lambda _: fit_em(model, batch, num_iters=em_updates, **shared),
         "svi-viterbi": lambda done: fit_viterbi(done["svi"].model, batch, progress=bars),
         "em-viterbi": lambda done: fit_viterbi(done["em"].model, batch, progress=bars),

@@ -122,11 +122,15 @@ class AmortisedPathGuide(PathGuide):
         """``(B, T, hidden_size)`` what the whole sequence says about each step."""
         obs = batch.obs.view(batch.num_sequences, -1)
         symbols = torch.where(obs == MISSING, self.clones.num_symbols, obs)
-        inputs = self.symbols(symbols) + self.actions(pad(actions, (0, 1), value=self.num_actions))
+        lengths, steps = batch.offsets.diff(), obs.shape[1]
+        last = torch.arange(steps, device=obs.device) >= lengths.unsqueeze(-1) - 1
+        leaving = torch.where(last, self.num_actions, pad(actions, (0, 1)))
         packed = pack_padded_sequence(
-            inputs, batch.offsets.diff().cpu(), batch_first=True, enforce_sorted=False
+            self.symbols(symbols) + self.actions(leaving),
+            lengths.cpu(),
+            batch_first=True,
+            enforce_sorted=False,
         )
-        steps = obs.shape[1]
         outputs, _ = pad_packed_sequence(
             self.recurrent(packed)[0], batch_first=True, total_length=steps
         )

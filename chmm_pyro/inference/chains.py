@@ -21,6 +21,7 @@ __all__ = [
     "Start",
     "chain_result",
     "check_bayesian",
+    "check_memory",
     "check_sampler",
     "check_start",
     "describe",
@@ -59,6 +60,17 @@ def check_sampler(
         raise ValueError(
             f"thin = {thin} of num_iters = {num_iters}, expected at most num_iters: no draw "
             "would be kept."
+        )
+
+
+def check_memory(values: Mapping[str, Tensor], num_kept: int, max_gigabytes: float) -> None:
+    """Refuse to keep so many copies of ``values`` if they take more memory than allowed."""
+    gigabytes = num_kept * sum(x.numel() * x.element_size() for x in values.values()) / 1e9
+    if gigabytes > max_gigabytes:
+        raise ValueError(
+            f"{num_kept:,} draws of {len(values['log_transition'])} chains take "
+            f"{gigabytes:.2g} GB, expected at most max_gigabytes = {max_gigabytes:g}: raise thin, "
+            "ask for fewer draws or chains, or use dtype=torch.float32."
         )
 
 

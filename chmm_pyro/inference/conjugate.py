@@ -58,7 +58,7 @@ def path_counts(model: BayesianCHMM, batch: SequenceBatch, states: Tensor) -> di
         Counts ``(C, ...)`` in the shape of each Dirichlet site; ``log_initial`` always.
     """
     chains, size = len(states), model.clones.num_states
-    chain = torch.arange(chains).view(-1, *[1] * (states.ndim - 1))
+    chain = torch.arange(chains, device=states.device).view(-1, *[1] * (states.ndim - 1))
 
     def count(index: Tensor, inside: Tensor, shape: tuple[int, ...]) -> Tensor:
         per_chain = int(np.prod(shape))

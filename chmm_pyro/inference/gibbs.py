@@ -21,6 +21,7 @@ from ..sequences import SequenceBatch
 from .chains import (
     Start,
     chain_result,
+    check_memory,
     check_sampler,
     check_start,
     log_prob_of,
@@ -72,6 +73,7 @@ def fit_gibbs(
     num_chains: int = 4,
     thin: int = 1,
     start: Start = None,
+    max_gigabytes: float = 4.0,
     seed: int = 0,
     progress: bool = True,
 ) -> FitResult:
@@ -89,6 +91,7 @@ def fit_gibbs(
         start: a point model for all chains or a list of one each (such as fits from several
             seeds), or an earlier result, whose chains go on; by default every chain starts from a
             draw of the prior.
+        max_gigabytes: draws that take more are refused before the first sweep.
         seed: of everything random.
         progress: show a bar.
 
@@ -101,7 +104,8 @@ def fit_gibbs(
         histories are means over chains before each sweep, warm-up included.
 
     Raises:
-        ValueError: options out of range, or a start under which the data are impossible.
+        ValueError: options out of range, more draws than fit in memory, or a start under which
+            the data are impossible.
 
     Example:
         >>> from chmm_pyro import CloneStructure, SequenceBatch
@@ -125,6 +129,7 @@ def fit_gibbs(
         tqdm(total=total, desc="Gibbs", disable=not progress) as bar,
     ):
         values = starting_values(model, start, num_chains)
+        check_memory(values, num_iters // thin, max_gigabytes)
         while True:
             hmm = model.distribution(batch, model.parameters_of(values).beside(batch))
             log_prob = log_prob_of(hmm, batch)

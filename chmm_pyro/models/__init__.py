@@ -5,5 +5,13 @@ from .enumerated import EnumeratedCHMM
 from .noisy import NoisyCHMM
 from .point import PointCHMM
 from .priors import block_concentration
+from .relaxed import RelaxedCHMM
 
-__all__ = ["BayesianCHMM", "EnumeratedCHMM", "NoisyCHMM", "PointCHMM", "block_concentration"]
+__all__ = [
+    "BayesianCHMM",
+    "EnumeratedCHMM",
+    "NoisyCHMM",
+    "PointCHMM",
+    "RelaxedCHMM",
+    "block_concentration",
+]

@@ -210,7 +210,8 @@ class BayesianCHMM(PyroModule):
             site: one of :attr:`sites`.
             values: hyperparameters drawn so far, with leading dimensions ``*P``.
         """
-        prior, ones = self.transition_prior, torch.ones((), dtype=self.dtype)
+        prior = self.transition_prior
+        ones = prior.base.new_ones(())
         if site == "concentration":
             assert prior.hyperprior is not None
             shape, rate = prior.hyperprior
@@ -334,7 +335,8 @@ class BayesianCHMM(PyroModule):
             batch: the sequences they belong to.
         """
         if batch.lengths is not None:
-            inside = torch.arange(states.shape[-1]) < batch.lengths.unsqueeze(-1)
+            steps = torch.arange(states.shape[-1], device=states.device)
+            inside = steps < batch.lengths.unsqueeze(-1)
             states = torch.where(inside, states, states[..., :1, :1]).flatten(-2)
         visited = states.new_zeros(*states.shape[:-1], self.clones.num_states)
         visited.scatter_(-1, states, 1)

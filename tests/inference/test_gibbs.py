@@ -221,6 +221,7 @@ BAD = {
     "num_chains": ({"num_chains": 0}, "num_chains = 0"),
     "thin": ({"thin": 0}, "thin = 0"),
     "thin too much": ({"thin": 21}, "thin = 21 of num_iters = 20"),
+    "memory": ({"max_gigabytes": 1e-6}, "20 draws of 2 chains take .* GB.*raise thin"),
     "start clones": ({"start": PointCHMM(CloneStructure([3, 2]), 2)}, "start is a model of"),
     "start actions": ({"start": PointCHMM(CLONES, 3)}, "and 3 actions"),
     "start joint": ({"start": PointCHMM(CLONES, 2, action_model="joint")}, "action_model='joint'"),

@@ -123,6 +123,33 @@ def test_chains_start_where_they_are_told():
 
 
 @pytest.mark.slow
+def test_enumerated_chains_are_the_collapsed_ones_at_a_price():
+    """Up to ten steps both can be run; the same seed then walks the same way."""
+    obs, actions = [0, 1, 0, 0, 1, 0, 1, 1, 0, 0], [0, 1, 1, 0, 1, 0, 0, 1, 1]
+    batch = SequenceBatch.from_arrays(obs, actions)
+    collapsed, enumerated = (
+        fit_nuts(
+            BayesianCHMM(CLONES, 2, 1.0, enumerated=written_out),
+            batch,
+            num_iters=30,
+            num_warmup=30,
+            num_chains=1,
+            progress=False,
+        )
+        for written_out in (False, True)
+    )
+    first = slice(0, 10)
+    assert_allclose(
+        enumerated.draws["transition"][:, first], collapsed.draws["transition"][:, first], rtol=1e-3
+    )
+    seconds = [
+        fit.settings["estimated_cost"]["seconds_per_gradient"] for fit in (collapsed, enumerated)
+    ]
+    print(f"ms a gradient: collapsed {seconds[0] * 1e3:.2f}, enumerated {seconds[1] * 1e3:.2f}")
+    assert seconds[1] > 3 * seconds[0]
+
+
+@pytest.mark.slow
 def test_spawned_chains_are_those_of_one_process():
     model = BayesianCHMM(CLONES, 2, 1.0)
     here, spawned = (fit_nuts(model, small(), num_workers=workers, **QUICK) for workers in (1, 2))
