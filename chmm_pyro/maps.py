@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from .clones import MISSING
 from .distribution import CloneHMM
 from .edges import significant_edges
-from .environments import Room
+from .environments.rooms import Room
 from .sequences import SequenceBatch
 from .transition_entries import Entries, expected_entries, mean_positions, path_entries
 

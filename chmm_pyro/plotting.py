@@ -20,7 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 from .beliefs import Posterior
 from .clones import MISSING
 from .distribution import CloneHMM
-from .environments import Room
+from .environments.rooms import Room
 from .graph_layout import unfold
 from .scores import place_fields
 from .sequences import SequenceBatch

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from .environments import Room
+from .environments.rooms import Room
 from .sequences import SequenceBatch
 
 __all__ = ["TrackWalk", "grid_of_rooms", "lap_track", "t_maze"]

@@ -19,7 +19,8 @@ from torch import Tensor
 from ..atomic import write_atomically
 from ..checkpoint import save_checkpoint
 from ..clones import CloneStructure
-from ..environments import ACTIONS, Room, published_room
+from ..environments.published import published_room
+from ..environments.rooms import ACTIONS, Room
 from ..inference.em import fit_em
 from ..inference.result import FitResult
 from ..inference.svi import fit_svi
