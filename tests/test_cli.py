@@ -161,6 +161,18 @@ def test_viterbi_training_goes_on_from_another_fit(folder: Path, tmp_path: Path)
     assert load_checkpoint(tmp_path / "crisp").settings["start"] == str(folder / "walk.run")
 
 
+def test_a_map_needs_no_number_of_clones(folder: Path, tmp_path: Path) -> None:
+    _table(2000).to_csv(tmp_path / "walk.csv", index=False)
+    options = ("fit", tmp_path / "walk.csv", "--method", "map", "--seed", 2)
+    record = _json(*options)
+    assert (record["method"], record["states_used"]) == ("map", ROOM.num_places)
+    assert record["converged"]
+    assert _json("eval", tmp_path / "walk.run", tmp_path / "walk.csv")["place_purity"] == 1
+    assert "every move has one outcome" in _done(*options, "--iters", 20, "--pseudocount", 0.001)
+    loaded = load_checkpoint(tmp_path / "walk.run")
+    assert (loaded.settings["num_iters"], loaded.settings["pseudocount"]) == (20, 0.001)
+
+
 @pytest.mark.parametrize(
     ("options", "check"),
     [
@@ -304,6 +316,20 @@ BAD: dict[str, tuple[list[str], str]] = {
         ["fit", "{data}", "--start", "{run}", "--method", "viterbi", "--tol", "0.1"],
         "--tol 0.1 does not apply to --method viterbi",
     ),
+    **{
+        f"{option} of a map": (
+            ["fit", "{data}", "--method", "map", *option.split()],
+            f"{option} does not apply to --method map",
+        )
+        for option in (
+            "--clones 3",
+            "--states 9",
+            "--learn-initial",
+            "--tol 0.1",
+            "--action-model joint",
+            "--parameters counts",
+        )
+    },
     "negative pseudocount": (
         ["fit", "{data}", "--clones", "3", "--pseudocount", "-1"],
         "pseudocount = -1.0",

@@ -11,6 +11,7 @@ import typer
 from ..checkpoint import load_checkpoint, save_checkpoint
 from ..clones import CloneStructure
 from ..inference.em import fit_em
+from ..inference.map_fit import fit_map
 from ..inference.result import FitResult, bits_per_step
 from ..inference.svi import fit_svi
 from ..inference.viterbi import fit_viterbi
@@ -88,12 +89,24 @@ def fit(
 
     [bold]chmm fit walk.csv --clones 20 --held-out 0.1[/bold]
 
+    [bold]chmm fit walk.csv --method map[/bold] finds the number of states itself.
+
     Ctrl-C stops after the current update and saves what has been reached.
     """
-    if sum(option is not None for option in (clones, states, start)) != 1:
+    sizes = {"--clones": clones, "--states": states, "--start": start}
+    if method is Method.MAP:
+        unfit = {
+            **sizes,
+            "--action-model joint": action_model is ActionModel.JOINT or None,
+            "--learn-initial": learn_initial or None,
+            "--parameters": None if storage is Storage.AUTO else storage.value,
+        }
+        _refuse(unfit, method)
+    elif sum(option is not None for option in sizes.values()) != 1:
         raise ValueError(
             "the number of hidden states is open: give one of --clones (for each symbol), "
-            "--states (in all) or --start (an earlier fit); try --clones 20."
+            "--states (in all) or --start (an earlier fit); try --clones 20, or --method map, "
+            "which finds the number itself."
         )
     run = data.with_suffix(".run") if out is None else out
     if run.exists() and not run.is_dir():
@@ -106,7 +119,7 @@ def fit(
     if start is not None:
         model = checkpoint.model
         check_possible(model.distribution(train), train.obs, f"{data} under {start}")
-    else:
+    elif method is not Method.MAP:
         model = _new_model(
             _structure(clones, states, train, batch.num_symbols),
             train,
@@ -118,20 +131,32 @@ def fit(
         )
     result = _run(
         method,
-        model,
+        None if method is Method.MAP else model,
         train,
         iters=iters,
         lr=lr,
         tol=tol,
         batch_size=batch_size,
         pseudocount=pseudocount,
+        dtype=getattr(torch, dtype.value),
         seed=seed,
         progress=shows_progress(progress),
     )
     save_checkpoint(
         run,
         result,
-        settings={"data": str(data), "held_out": held_out, "start": start and str(start)},
+        settings={
+            "data": str(data),
+            "columns": {
+                "observation": observation,
+                "action": action,
+                "episode": episode,
+                "position": position,
+            },
+            "held_out": held_out,
+            "held_out_seed": None if held_out is None else seed,
+            "start": start and str(start),
+        },
     )
     _report(run, result, held, as_json)
     if result.interrupted:
@@ -171,22 +196,28 @@ def _new_model(
 
 def _run(
     method: Method,
-    model: CloneModel,
+    model: CloneModel | None,
     train: SequenceBatch,
     *,
     iters: int | None,
     lr: float | None,
     tol: float | None,
     batch_size: int | None,
+    pseudocount: float,
+    dtype: torch.dtype,
     **options: Any,
 ) -> FitResult:
     """Fit, refusing options that the method has no use for."""
     given = {"--lr": lr, "--batch-size": batch_size, "--tol": tol}
-    known = {Method.SVI: {*given}, Method.EM: {"--tol"}, Method.VITERBI: set()}[method]
-    for name, value in given.items():
-        if value is not None and name not in known:
-            raise ValueError(f"{name} {value} does not apply to --method {method.value}; drop it.")
+    known = {Method.SVI: {*given}, Method.EM: {"--tol"}}.get(method, set())
+    _refuse({name: value for name, value in given.items() if name not in known}, method)
+    if model is None:
+        options["pseudocount"] = pseudocount or None  # its own default grows with the data
+        if iters is not None:
+            options["num_iters"] = iters
+        return fit_map(train, dtype=dtype, **options)
     options["num_iters"] = iters or _DEFAULT_ITERS[method]
+    options["pseudocount"] = pseudocount
     if method is Method.VITERBI:
         return fit_viterbi(model, train, **{**options, "seed": None})
     if method is Method.EM:
@@ -194,6 +225,13 @@ def _run(
     if lr is not None:
         options["learning_rate"] = lr
     return fit_svi(model, train, tol=tol, batch_size=batch_size, **options)
+
+
+def _refuse(given: dict[str, Any], method: Method) -> None:
+    for name, value in given.items():
+        if value is not None:
+            option = name if value is True else f"{name} {value}"
+            raise ValueError(f"{option} does not apply to --method {method.value}; drop it.")
 
 
 def _report(run: Path, result: FitResult, held: SequenceBatch | None, as_json: bool) -> None:
@@ -216,10 +254,17 @@ def _report(run: Path, result: FitResult, held: SequenceBatch | None, as_json: b
         "interrupted": result.interrupted,
         "settings": result.settings,
     }
-    asked = result.settings["num_iters"]
-    lines = {
-        "data": f"{train.num_steps:,} steps, {hmm.clones.num_symbols} symbols",
-        "updates": f"{result.num_iters:,} of {asked:,} in {result.wall_time:.1f} s",
+    lines = {"data": f"{train.num_steps:,} steps, {hmm.clones.num_symbols} symbols"}
+    if result.settings["method"] == "map":
+        outcome = "" if result.converged else "not "
+        lines["map"] = (
+            f"{used} states, {outcome}every move has one outcome; {result.num_iters} attempts in "
+            f"{result.wall_time:.1f} s"
+        )
+    else:
+        asked = result.settings["num_iters"]
+        lines["updates"] = f"{result.num_iters:,} of {asked:,} in {result.wall_time:.1f} s"
+    lines |= {
         "bits/step": f"{result.bits_per_step:.5f}",
     }
     if held_bits is not None:

@@ -53,6 +53,7 @@ class Method(str, Enum):
     SVI = "svi"
     EM = "em"
     VITERBI = "viterbi"
+    MAP = "map"
 
 
 class Dtype(str, Enum):
@@ -212,10 +213,11 @@ Methods = Annotated[
     Method,
     _option(
         "--method",
-        metavar="svi|em|viterbi",
+        metavar="svi|em|viterbi|map",
         panel=_TRAINING,
         help="svi: gradient ascent on the exact likelihood (Adam). em: Baum-Welch. viterbi: hard "
-        "EM, which makes another fit crisp (use it with --start).",
+        "EM, which makes another fit crisp (use it with --start). map: the smallest map that "
+        "explains the data, number of states included.",
     ),
 ]
 Iters = Annotated[
@@ -225,7 +227,7 @@ Iters = Annotated[
         metavar="N",
         panel=_TRAINING,
         help="Updates at most.",
-        show_default="svi 200, em 100, viterbi 100",
+        show_default="svi 200, em 100, viterbi 100, map 40 each attempt",
     ),
 ]
 LearningRate = Annotated[
