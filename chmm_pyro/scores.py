@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 from .beliefs import Posterior
 from .clones import MISSING
 
-__all__ = ["place_fields", "place_purity", "states_used"]
+__all__ = ["place_fields", "place_purity", "state_usage", "states_used"]
 
 
 def _array(values: Any) -> NDArray[Any]:
@@ -28,6 +28,31 @@ def states_used(states: ArrayLike) -> int:
         2
     """
     return int(np.setdiff1d(_array(states), MISSING).size)
+
+
+def state_usage(posterior: Posterior) -> NDArray[np.float64]:
+    """``(S,)`` expected steps in each state, all sequences together.
+
+    Args:
+        posterior: of one or many sequences, a filter or a smoother.
+
+    Example:
+        >>> import torch
+        >>> state_usage(Posterior(torch.ones(3, 1), torch.tensor([0, 2, 0]), num_states=3))
+        array([2., 0., 1.])
+    """
+    probs, state = _mass(posterior)
+    usage = np.bincount(state.ravel(), weights=probs.ravel(), minlength=posterior.num_states)
+    return usage.astype(np.float64)
+
+
+def _mass(posterior: Posterior) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """``(steps, M)`` probabilities and the states that they are of."""
+    probs = _array(posterior.probs).astype(np.float64)
+    probs = probs.reshape(-1, probs.shape[-1])
+    # Entries beyond a step's support are zero, so wrapping them around adds nothing.
+    first = _array(posterior.first_state).reshape(-1, 1)
+    return probs, (first + np.arange(probs.shape[1])) % posterior.num_states
 
 
 def place_purity(states: ArrayLike, positions: ArrayLike) -> float:
@@ -81,11 +106,11 @@ def place_fields(
                [[ 0.,  1., nan]]])
     """
     cells = _array(positions)
-    probs, first = _array(posterior.probs), _array(posterior.first_state)
-    if cells.shape != (*first.shape, 2) or not np.issubdtype(cells.dtype, np.integer):
+    steps = tuple(posterior.first_state.shape)
+    if cells.shape != (*steps, 2) or not np.issubdtype(cells.dtype, np.integer):
         raise ValueError(
             f"positions has shape {cells.shape} and dtype {cells.dtype}, expected integers "
-            f"{(*first.shape, 2)}: row and column of each step."
+            f"{(*steps, 2)}: row and column of each step."
         )
     height, width = shape
     if ((cells < 0) | (cells >= shape)).any():
@@ -94,9 +119,7 @@ def place_fields(
             f"cells of a {height} x {width} grid."
         )
     cell = (cells[..., 0] * width + cells[..., 1]).reshape(-1, 1)
-    probs = probs.reshape(len(cell), -1).astype(np.float64)
-    # Entries beyond a step's support are zero, so wrapping them around adds nothing.
-    state = (first.reshape(-1, 1) + np.arange(probs.shape[1])) % posterior.num_states
+    probs, state = _mass(posterior)
     size = height * width
     mass = np.bincount(
         (state * size + cell).reshape(-1),

@@ -28,7 +28,9 @@ from ..inference.viterbi import fit_viterbi
 from ..models.base import CloneModel
 from ..models.enumerated import EnumeratedCHMM
 from ..models.point import PointCHMM
-from ..plotting import plot_graph, plot_place_fields, plot_room, plot_training
+from ..plotting.graphs import plot_graph
+from ..plotting.rooms import plot_place_fields, plot_room
+from ..plotting.training import plot_training
 from ..scores import place_purity, states_used
 from ..sequences import SequenceBatch
 from ..vocabulary import Vocabulary
