@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from .clones import MISSING
 from .distribution import CloneHMM
 from .edges import significant_edges
-from .environments.rooms import Room
+from .environments.world import World
 from .sequences import SequenceBatch
 from .transition_entries import Entries, expected_entries, mean_positions, path_entries
 
@@ -203,12 +203,12 @@ class CognitiveMap:
         )
 
     @classmethod
-    def from_room(cls, room: Room, *, slip: float = 0.0) -> CognitiveMap:
-        """The true map of a room: the moves that a random walker tries there.
+    def from_room(cls, room: World, *, slip: float = 0.0) -> CognitiveMap:
+        """The true map of a room (or another world): the moves that a random walker tries there.
 
         Args:
             room: its places are the nodes, all of usage 1; a certain edge has count 1.
-            slip: as in :meth:`~chmm_pyro.environments.Room.random_walk`.
+            slip: as in :meth:`~chmm_pyro.environments.World.random_walk`.
         """
         weight: dict[tuple[int, int, int], float] = {}
         for place, action in np.argwhere(room.tried).tolist():

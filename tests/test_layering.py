@@ -16,7 +16,7 @@ PACKAGE = Path(__file__).parents[1] / "chmm_pyro"
 # Bottom first. An entry is a module or a subpackage; a new one joins by a word here.
 MAPS = frozenset({"edges", "isomorphism", "map_edits", "map_scores", "maps", "transition_entries"})
 PLANNING = frozenset({"hierarchy", "navigation", "place_fields", "planning", "policies", "tracks"})
-BESIDE = frozenset({"environments", "plotting", "scores"}) | MAPS | PLANNING
+BESIDE = frozenset({"environments", "plotting", "recorder", "scores"}) | MAPS | PLANNING
 LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"atomic", "beliefs", "clones", "graph_layout", "logits", "merging", "simplex"}),
     frozenset({"vocabulary"}),
