@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from ._kernels import torch_any
+from ._kernels.denormals import FlushedDenormals
 from ._kernels.interface import Counts, Forward, Path, Problem
 
 try:
@@ -102,7 +103,7 @@ def _call(problem: Problem, name: str, *arguments: Any) -> Any:
         with torch.no_grad():
             return function(_detached(problem), *arguments)
     numpy_arguments = [a.numpy() if isinstance(a, Tensor) else a for a in arguments]
-    with _announce(problem.log_blocks.dtype):
+    with _announce(problem.log_blocks.dtype), FlushedDenormals():
         return _tensors(function(_arrays(problem), *numpy_arguments))
 
 
@@ -163,7 +164,7 @@ class _LogMarginal(torch.autograd.Function):
             ctx.sweep = kernel.sweep(_detached(problem))
             # An output that is also kept would be a cycle that only the collector frees.
             return ctx.sweep.log_z.clone()
-        with _announce(log_blocks.dtype):
+        with _announce(log_blocks.dtype), FlushedDenormals():
             ctx.sweep = kernel.sweep(_arrays(problem))
         return torch.from_numpy(ctx.sweep.log_z)
 
@@ -177,7 +178,8 @@ class _LogMarginal(torch.autograd.Function):
         if kernel is torch_any:
             counts = kernel.weigh(ctx.sweep, grad, marginals)
         else:
-            counts = _tensors(kernel.weigh(ctx.sweep, grad.double().numpy(), marginals))
+            with FlushedDenormals():
+                counts = _tensors(kernel.weigh(ctx.sweep, grad.double().numpy(), marginals))
         return counts.initial_counts, counts.block_counts, counts.marginals, None, None
 
 

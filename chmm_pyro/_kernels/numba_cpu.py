@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from .denormals import flush_denormals
 from .interface import Counts, Forward, Path, Problem
 from .layout import IntArray
 from .numba_log_space import log_backward, log_counts, log_draw, log_forward
@@ -57,7 +58,9 @@ def _run(tasks: Sequence[Callable[[], Any]]) -> None:
     """Run tasks at the same time (numba releases the GIL), the last one on this thread."""
     global _pool
     if len(tasks) > 1 and _pool is None:
-        _pool = ThreadPoolExecutor(numba.config.NUMBA_NUM_THREADS, "chmm-kernel")
+        _pool = ThreadPoolExecutor(
+            numba.config.NUMBA_NUM_THREADS, "chmm-kernel", initializer=flush_denormals
+        )
     futures = [_pool.submit(task) for task in tasks[:-1]] if _pool is not None else []
     tasks[-1]()
     for future in futures:

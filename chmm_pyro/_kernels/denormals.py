@@ -1,0 +1,38 @@
+"""Numbers below ``finfo.tiny`` count as zero while compiled loops run.
+
+Processors take a hundred cycles for each such number, and sparse tables are full of them: a pass
+over draws of a sparse prior took ten times as long.  What is lost is far below rounding, because
+kernels repeat in log space what falls below the square root of ``finfo.tiny``.
+"""
+
+from __future__ import annotations
+
+import sys
+from types import TracebackType
+
+import torch
+
+__all__ = ["FlushedDenormals", "flush_denormals"]
+
+
+def flush_denormals() -> None:
+    """Switch on for the calling thread, which does nothing but run kernels."""
+    torch.set_flush_denormal(True)
+
+
+class FlushedDenormals:
+    """Switched on for this thread within a ``with`` block, then as the user had it."""
+
+    def __enter__(self) -> None:
+        self._already = sys.float_info.min * 0.5 == 0.0
+        if not self._already:
+            torch.set_flush_denormal(True)
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if not self._already:
+            torch.set_flush_denormal(False)
