@@ -339,6 +339,31 @@ class SequenceBatch:
         batch = self._gather(self._bounds[sequence] + starts, lengths)
         return Segments(batch, self._tensor(starts), self._tensor(sequence))
 
+    def windows(self, sequence: Tensor, starts: Tensor, lengths: Tensor) -> SequenceBatch:
+        """The steps ``starts[k] .. starts[k] + lengths[k] - 1`` of sequences ``sequence[k]``.
+
+        Args:
+            sequence: ``(K,)`` in ``[0, B)``.
+            starts: ``(K,)`` first steps.
+            lengths: ``(K,)`` at least 1, within the sequences.
+
+        Example:
+            >>> batch = SequenceBatch.from_arrays([0, 1, 2, 3, 4, 5])
+            >>> batch.windows(*torch.tensor([[0, 0], [1, 4], [3, 2]])).obs
+            tensor([[1, 2, 3],
+                    [4, 5, 0]])
+        """
+        which, first, size = (x.cpu().numpy() for x in (sequence, starts, lengths))
+        available = np.append(np.diff(self._bounds), 0)[which]
+        wrong = (which < 0) | (first < 0) | (size < 1) | (first + size > available)
+        if wrong.any():
+            k = int(wrong.argmax())
+            raise ValueError(
+                f"starts[{k}] = {first[k]} and lengths[{k}] = {size[k]} leave sequence {which[k]}, "
+                f"expected at least one of its {available[k]} steps and no others."
+            )
+        return self._gather(self._bounds[which] + first, size)
+
     def to(self, device: torch.device | str) -> SequenceBatch:
         """The same data on another device."""
         if torch.device(device) == self.device:

@@ -432,6 +432,10 @@ CHOICES = {
         lambda: fit(fit_svi, segment_length=1),
         (ValueError, "segment_length", "= 1", "at least 2", "None"),
     ),
+    "negative burn-in": (
+        lambda: fit(fit_svi, segment_length=2, burn_in=-1),
+        (ValueError, "burn_in", "= -1", "at least 0", "32 suits"),
+    ),
     "impossible data": (
         lambda: fit_em(
             PointCHMM.from_counts(CLONES, torch.eye(3).expand(2, 3, 3)), batch(), progress=False

@@ -171,6 +171,18 @@ def test_segments_hold_each_transition_once(length):
     assert parts.batch.flat_actions[parts.batch.offsets[1:] - 1].eq(0).all()
 
 
+def test_windows_are_slices():
+    batch = ragged()
+    which, starts, lengths = torch.tensor([[0, 2, 0, 1], [1, 0, 0, 0], [3, 1, 4, 1]])
+    found = batch.windows(which, starts, lengths)
+    assert torch.equal(found.lengths, lengths)
+    for part, b, start, size in zip(found, which, starts, lengths, strict=True):
+        whole, stop = batch[int(b)], int(start + size)
+        assert torch.equal(part.obs, whole.obs[start:stop])
+        assert torch.equal(part.actions, whole.actions[start : stop - 1])
+        assert torch.equal(part.positions, whole.positions[start:stop])
+
+
 def test_device_and_repr():
     batch = ragged()
     assert batch.to("cpu") is batch
@@ -201,6 +213,10 @@ def test_many_steps_and_many_episodes_are_fast():
 
 def arrays(*args, **options):
     return lambda: SequenceBatch.from_arrays(*args, **options)
+
+
+def windows(*which):
+    return lambda: ragged().windows(*map(torch.tensor, which))
 
 
 BAD = [
@@ -251,6 +267,9 @@ BAD = [
     (lambda: ragged().minibatches(0), ValueError, "batch_size = 0, expected at least 1"),
     (lambda: ragged().minibatches(2.0), TypeError, "batch_size = 2.0"),
     (lambda: ragged().segments(1), ValueError, "length = 1, expected at least 2"),
+    (windows([0], [2], [3]), ValueError, r"starts\[0\] = 2 and lengths\[0\] = 3 .* its 4 steps"),
+    (windows([2, 1], [0, 0], [1, 0]), ValueError, r"lengths\[1\] = 0 leave sequence 1"),
+    (windows([-1], [0], [1]), ValueError, "leave sequence -1"),
 ]
 
 

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,21 +23,13 @@ from ..models.bayesian import BayesianCHMM
 from ..sequences import SequenceBatch
 from .em import check_options, log_prior
 from .guides import check_guided, copy_guide, default_elbo, make_guide, posterior_fields
+from .minibatches import Term, terms
 from .result import FitResult, bits_per_step
 from .scope import Stopwatch, pyro_scope, until_interrupted
 
 __all__ = ["fit_svi", "learning_rate_grid"]
 
 _SCHEDULES = ("cosine", "exponential", "constant")
-
-
-@dataclass(frozen=True)
-class _Part:
-    """Sequences that one term of the objective is about."""
-
-    batch: SequenceBatch
-    weight: float = 1.0
-    initial_logits: Tensor | None = None
 
 
 def fit_svi(
@@ -56,6 +47,7 @@ def fit_svi(
     entropy_weight: float = 0.0,
     batch_size: int | None = None,
     segment_length: int | None = None,
+    burn_in: int = 32,
     weights: Sequence[float] | None = None,
     auxiliary_loss: Callable[[CloneModel], Tensor] | None = None,
     guide: Callable[..., Any] | str | None = None,
@@ -82,11 +74,13 @@ def fit_svi(
         entropy_weight: adds that many times the entropy of each transition row, in nats, summed;
             negative values ask for crisp rows.
         batch_size: whole sequences an update sees (or segments, with ``segment_length``), scaled
-            so that the gradient is unbiased; by default all.
-        segment_length: cut sequences into segments of so many steps, each starting from the filter
-            state that the model of the epoch's start has there.  Credit does not flow across
-            cuts and filter states lag by up to one epoch: the gradient is biased by an amount
-            that falls with the length.
+            so that the gradient is unbiased; by default all.  The fewer, the noisier: an update
+            on a tenth of the data is cheaper by ten, but plan a few times as many.
+        segment_length: cut sequences into segments of so many steps, each starting from a filter
+            state carried over from the start of the epoch.
+        burn_in: steps before a segment through which the model being trained carries that state
+            on.  The bias of segments, see :mod:`~chmm_pyro.inference.minibatches`, falls
+            geometrically with it and was not measurable at the default.
         weights: of several batches, by default 1 each.
         auxiliary_loss: a further loss, a function of the model being trained.
         guide: a Pyro guide called like the model; by default empty (no latent variables).  A
@@ -122,7 +116,16 @@ def fit_svi(
     batches = [batch] if isinstance(batch, SequenceBatch) else list(batch)
     task_weights = [1.0] * len(batches) if weights is None else list(weights)
     check_options(num_iters, pseudocount, tol)
-    _check(batches, task_weights, learning_rate, schedule, clip_norm, batch_size, segment_length)
+    _check(
+        batches,
+        task_weights,
+        learning_rate,
+        schedule,
+        clip_norm,
+        batch_size,
+        segment_length,
+        burn_in,
+    )
     if isinstance(model, BayesianCHMM):
         check_guided(model, guide, batches, pseudocount, entropy_weight, segment_length)
     elif isinstance(guide, str) or num_draws:
@@ -141,6 +144,7 @@ def fit_svi(
         "entropy_weight": entropy_weight,
         "batch_size": batch_size,
         "segment_length": segment_length,
+        "burn_in": None if segment_length is None else burn_in,
         "weights": task_weights,
         "guide": guide if guide is None or isinstance(guide, str) else type(guide).__name__,
         "num_draws": num_draws,
@@ -168,8 +172,16 @@ def fit_svi(
         until_interrupted() as stop,
         tqdm(total=num_iters, desc="SVI", disable=not progress) as bar,
     ):
-        parts = _parts(fitted, batches, task_weights, batch_size, segment_length, seed)
-        first = next(parts)
+        updates = terms(
+            fitted,
+            batches,
+            task_weights,
+            batch_size=batch_size,
+            segment_length=segment_length,
+            burn_in=burn_in,
+            seed=seed,
+        )
+        first = next(updates)
         parameters = _parameters(fitted, fitted_guide, first)
         optimizer = torch.optim.AdamW(
             parameters, lr=learning_rate, betas=betas, weight_decay=weight_decay
@@ -178,9 +190,9 @@ def fit_svi(
             optimizer, _decay(schedule, num_iters, final_factor)
         )
         for iteration in range(num_iters):
-            term = first if iteration == 0 else next(parts)
+            seen = first if iteration == 0 else next(updates)
             optimizer.zero_grad()
-            log_prob = _ascend(elbo, fitted, fitted_guide, term)
+            log_prob = _ascend(elbo, fitted, fitted_guide, seen)
             bonus = _regularisers(fitted, pseudocount, entropy_weight, auxiliary_loss)
             if isinstance(bonus, Tensor):
                 (-bonus).backward()
@@ -246,7 +258,7 @@ def learning_rate_grid(
         Results by learning rate, the best (least bits per step) first.
 
     Raises:
-        ValueError: every rate diverged.
+        ValueError: no rate gave a fit; says why the last did not.
     """
     results: dict[float, FitResult] = {}
     error: ValueError | None = None
@@ -255,10 +267,13 @@ def learning_rate_grid(
             results[rate] = fit_svi(
                 model, batch, learning_rate=rate, num_iters=num_iters, progress=False, **options
             )
-        except ValueError as diverged:
+        except ValueError as diverged:  # noqa: PERF203 -- a fit takes seconds
             error = diverged
     if not results:
-        raise ValueError(f"no learning rate of {tuple(learning_rates)} gave a fit.") from error
+        raise ValueError(
+            f"no learning rate of {tuple(learning_rates)} gave a fit, expected one; the last "
+            f"failed because {error}"
+        ) from error
     return dict(sorted(results.items(), key=lambda item: item[1].bits_per_step))
 
 
@@ -270,6 +285,7 @@ def _check(
     clip_norm: float | None,
     batch_size: int | None,
     segment_length: int | None,
+    burn_in: int,
 ) -> None:
     if not batches or not all(isinstance(part, SequenceBatch) for part in batches):
         raise TypeError(
@@ -291,6 +307,8 @@ def _check(
     ):
         if value is not None and not value >= least:
             raise ValueError(f"{name} = {value}, expected at least {least}, or None.")
+    if burn_in < 0:
+        raise ValueError(f"burn_in = {burn_in}, expected at least 0; 32 suits most worlds.")
 
 
 def _decay(schedule: str, num_iters: int, final_factor: float) -> Callable[[int], float]:
@@ -303,80 +321,21 @@ def _decay(schedule: str, num_iters: int, final_factor: float) -> Callable[[int]
     return factor
 
 
-def _parts(
-    model: CloneModel,
-    batches: Sequence[SequenceBatch],
-    weights: Sequence[float],
-    batch_size: int | None,
-    segment_length: int | None,
-    seed: int,
-) -> Iterator[list[_Part]]:
-    """Endless terms of the objective: everything, or a minibatch of each task."""
-    streams = [
-        _stream(model, batch, batch_size, segment_length, np.random.default_rng([seed, number]))
-        for number, batch in enumerate(batches)
-    ]
-    while True:
-        yield [
-            _Part(part.batch, weight, part.initial_logits)
-            for part, weight in zip(map(next, streams), weights, strict=True)
-        ]
-
-
-def _stream(
-    model: CloneModel,
-    batch: SequenceBatch,
-    batch_size: int | None,
-    segment_length: int | None,
-    generator: np.random.Generator,
-) -> Iterator[_Part]:
-    if segment_length is None:
-        while True:
-            if batch_size is None:
-                yield _Part(batch)
-            else:
-                for part in batch.minibatches(batch_size, seed=generator):
-                    yield _Part(part.batch)
-    segments = batch.segments(segment_length)
-    while True:
-        beliefs = _beliefs_at_cuts(model, batch, segments.starts, segments.sequence)
-        size = len(segments.batch) if batch_size is None else batch_size
-        for part in segments.batch.minibatches(size, seed=generator):
-            logits = beliefs[part.indices]
-            own = segments.starts[part.indices] == 0
-            # The first segment of a sequence starts from the model's initial distribution.
-            logits = torch.where(own.unsqueeze(-1), model.initial.logits.log_softmax(-1), logits)
-            yield _Part(part.batch, initial_logits=logits)
-
-
-@torch.no_grad()
-def _beliefs_at_cuts(
-    model: CloneModel, batch: SequenceBatch, starts: Tensor, sequence: Tensor
-) -> Tensor:
-    """``(segments, S)`` log filter states at the first step of every segment."""
-    found = model.distribution(batch).filter(batch.obs)
-    at = (starts,) if batch.single else (sequence, starts)
-    probs = torch.zeros(len(starts), found.num_states, dtype=found.probs.dtype)
-    local = torch.arange(found.probs.shape[-1])
-    state = (found.first_state[at].unsqueeze(-1) + local) % found.num_states
-    return probs.scatter_add_(-1, state, found.probs[at]).log()
-
-
 def _empty_guide(*args: Any, **kwargs: Any) -> None:
     """No latent variables."""
 
 
-def _arguments(part: _Part) -> tuple[Any, ...]:
-    if part.initial_logits is None:
-        return (part.batch,)
-    return part.batch, part.initial_logits
+def _arguments(term: Term) -> tuple[Any, ...]:
+    if term.initial_logits is None:
+        return (term.batch,)
+    return term.batch, term.initial_logits
 
 
-def _parameters(model: CloneModel, guide: Any, parts: list[_Part]) -> list[nn.Parameter]:
+def _parameters(model: CloneModel, guide: Any, seen: list[Term]) -> list[nn.Parameter]:
     """All free parameters; a guide makes its own on its first run."""
     if isinstance(guide, nn.Module):
         with torch.no_grad(), pyro.poutine.block():
-            guide(*_arguments(parts[0]))
+            guide(*_arguments(seen[0]))
     modules: list[nn.Module] = [model, guide] if isinstance(guide, nn.Module) else [model]
     found = [p for module in modules for p in module.parameters() if p.requires_grad]
     if not found:
@@ -384,15 +343,15 @@ def _parameters(model: CloneModel, guide: Any, parts: list[_Part]) -> list[nn.Pa
     return found
 
 
-def _ascend(elbo: Any, model: CloneModel, guide: Any, parts: list[_Part]) -> float:
-    """Add the gradients of minus the ELBO of all parts and return their weighted sum."""
+def _ascend(elbo: Any, model: CloneModel, guide: Any, seen: list[Term]) -> float:
+    """Add the gradients of minus the ELBO of all terms and return their weighted sum."""
     total = 0.0
-    for part in parts:
-        loss = elbo.differentiable_loss(model, guide or _empty_guide, *_arguments(part))
+    for term in seen:
+        loss = elbo.differentiable_loss(model, guide or _empty_guide, *_arguments(term))
         if not isinstance(loss, Tensor) or not torch.isfinite(loss):
             return -math.inf
-        (part.weight * loss).backward()
-        total -= part.weight * float(loss.detach())
+        (term.weight * loss).backward()
+        total -= term.weight * float(loss.detach())
     return total
 
 

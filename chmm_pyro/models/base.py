@@ -134,8 +134,13 @@ class CloneModel(PyroModule):
         """The model whose transition probabilities are ``counts + pseudocount``, normalised.
 
         Args:
+            clones: the clone structure.
             counts: ``(A, S, S)``, none negative; a row without any count becomes uniform.
             pseudocount: added to every entry first.
+            learn_initial: see the class.
+            action_model: see the class.
+            learn_actions: see the class.
+            parameterization: ``"softmax"`` or ``"counts"``.
             dtype: by default that of ``counts``.
 
         Raises:

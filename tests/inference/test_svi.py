@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
 import pyro
 import pytest
 import torch
-from conftest import TOL
+from conftest import TOL, load_golden
 from fits import CLONES, MODELS, interrupted_at, ragged_batch, same_state, touches_nothing
 from numpy.testing import assert_allclose
 from pyro.infer import SVI, Trace_ELBO
 from torch.testing import assert_close
 
+from chmm_pyro.clones import CloneStructure
 from chmm_pyro.inference.em import fit_em, log_prior
 from chmm_pyro.inference.result import bits_per_step, log_likelihood
 from chmm_pyro.inference.svi import fit_svi, learning_rate_grid
@@ -96,15 +98,16 @@ class TestMinibatches:
             error = (draws.mean(0) - expected).abs()
             assert (error <= 4.5 * draws.std(0) / math.sqrt(120) + 1e-12).all()
 
-    def test_minibatches_of_segments_average_to_all_segments(self, recorder):
-        model = PointCHMM(CLONES, 2, dtype=torch.float64)
+    @pytest.mark.parametrize("burn_in", [0, 3, 32])
+    def test_minibatches_of_segments_average_to_all_segments(self, burn_in, recorder):
+        model = PointCHMM(CLONES, 2, learn_initial=True, dtype=torch.float64)
         batch = ragged_batch([13, 7])
         assert len(batch.segments(4).batch) == 6
-        fit(model, batch, num_iters=1, segment_length=4)
-        fit(model, batch, num_iters=3, segment_length=4, batch_size=2)
-        (_, (whole,)), *parts = recorder
-        (mean,) = mean_gradient(parts)
-        assert_close(mean, whole, **EXACT)
+        fit(model, batch, num_iters=1, segment_length=4, burn_in=burn_in)
+        fit(model, batch, num_iters=3, segment_length=4, burn_in=burn_in, batch_size=2)
+        (_, whole), *parts = recorder
+        for mean, expected in zip(mean_gradient(parts), whole, strict=True):
+            assert_close(mean, expected, **EXACT)
 
     def test_training_with_minibatches(self):
         batch = ragged_batch([20] * 12)
@@ -115,22 +118,41 @@ class TestMinibatches:
 
 
 class TestSegments:
+    @pytest.mark.parametrize("burn_in", [0, 2, 32])
     @pytest.mark.parametrize("length", [2, 3, 5, 50])
-    @pytest.mark.parametrize("learn_initial", [False, True])
-    def test_carried_beliefs_keep_the_likelihood_exact(self, length, learn_initial):
-        model = PointCHMM(CLONES, 2, learn_initial=learn_initial, dtype=torch.float64)
+    def test_carried_beliefs_keep_the_likelihood_exact(self, length, burn_in):
+        model = PointCHMM(CLONES, 2, learn_initial=True, dtype=torch.float64)
         batch = ragged_batch([9, 6, 1], missing=2)
         for data in (batch, batch[0]):
-            result = fit(model, data, num_iters=1, segment_length=length)
+            result = fit(model, data, num_iters=1, segment_length=length, burn_in=burn_in)
             assert_allclose(result.log_prob_history, [log_likelihood(model, data)], **EXACT)
 
-    def test_one_segment_is_the_whole_gradient(self, recorder):
-        model = PointCHMM(CLONES, 2, learn_initial=True, dtype=torch.float64)
-        batch = ragged_batch([9, 6])
+    @pytest.mark.parametrize(("length", "burn_in"), [(9, 0), (3, 32), (2, 7)])
+    @pytest.mark.parametrize("learn_initial", [False, True])
+    def test_gradient_is_exact_where_everything_earlier_is_seen(
+        self, length, burn_in, learn_initial, recorder
+    ):
+        model = PointCHMM(CLONES, 2, learn_initial=learn_initial, dtype=torch.float64)
+        batch = ragged_batch([9, 6], missing=1)
         fit(model, batch, num_iters=1)
-        fit(model, batch, num_iters=1, segment_length=9)
+        fit(model, batch, num_iters=1, segment_length=length, burn_in=burn_in)
         (_, whole), (_, segments) = recorder
         assert_close(whole, segments, **EXACT)
+
+    def test_the_bias_falls_geometrically_with_the_burn_in(self, recorder):
+        golden = load_golden("medium")
+        counts, clones = golden.counts, CloneStructure(golden.num_clones)
+        model = PointCHMM.from_counts(clones, counts, pseudocount=golden.pseudocount)
+        walk = SequenceBatch.from_arrays(golden.obs, golden.actions, num_actions=4)
+        fit(model, walk, num_iters=1)
+        for burn_in in (0, 5, 10, 15):
+            fit(model, walk, num_iters=1, segment_length=25, burn_in=burn_in)
+        (whole,), *segments = (gradient for _, gradient in recorder)
+        errors = [float((found - whole).norm() / whole.norm()) for (found,) in segments]
+        assert 1e-3 < errors[0] < 0.1  # without burn-in there is something to see
+        for one, next_one in itertools.pairwise(errors):
+            assert next_one < one / 20
+        assert errors[-1] < 1e-7
 
     def test_beliefs_are_refreshed_every_epoch(self):
         model = PointCHMM(CLONES, 2, dtype=torch.float64)
@@ -357,6 +379,10 @@ class TestGrid:
         assert list(results) == [0.1]
         with pytest.raises(ValueError, match="no learning rate of"):
             learning_rate_grid(model, batch, learning_rates=(math.inf,), **options)
+        with pytest.raises(
+            ValueError, match="schedule = 'linear'"
+        ):  # its own fault, not the rate's
+            learning_rate_grid(model, batch, **(options | {"schedule": "linear"}))
 
 
 @every_model
