@@ -120,7 +120,9 @@ def _values_of_point(model: BayesianCHMM, point: CloneModel) -> dict[str, Tensor
             raise ValueError(
                 "start stores observed blocks only, expected a model with all entries."
             )
-        values = {"log_transition": to_rows(table, model.action_model)}
+        # float32 rows sum to one only to float32
+        rows = to_rows(table, model.action_model).log_softmax(-1)
+        values = {"log_transition": rows}
         if model.learn_initial:
             values["log_initial"] = point.initial.logits.to(model.dtype).log_softmax(-1)
         if model.learn_actions and point.action_logits is not None:

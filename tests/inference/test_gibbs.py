@@ -137,6 +137,15 @@ def test_chains_go_on_from_an_earlier_result():
         fit_gibbs(model, small(), start=first, **{**QUICK, "num_chains": 3})
 
 
+def test_chains_start_from_many_float32_rows():
+    """Such rows sum to one to float32 only, which the prior's float64 support refuses."""
+    clones = CloneStructure([100, 100])
+    fit = fit_gibbs(
+        BayesianCHMM(clones, 2, 0.5), small(), start=PointCHMM(clones, 2, seed=0), **QUICK
+    )
+    assert np.isfinite(fit.objective_history[0])
+
+
 def test_chains_start_from_point_fits():
     point = PointCHMM(CLONES, 2, seed=1, dtype=torch.float64)
     fitted = fit_em(point, small(), num_iters=20, pseudocount=0.1, progress=False)
