@@ -17,45 +17,26 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from typer.testing import CliRunner
+from shell import chmm as _chmm
+from shell import done as _done
+from shell import json_of as _json
+from shell import walk_table
 
 from chmm_pyro import environments, inference
 from chmm_pyro.checkpoint import load_checkpoint, save_checkpoint
-from chmm_pyro.cli import app, data, demo, fit
+from chmm_pyro.cli import data, demo, fit
 from chmm_pyro.clones import CloneStructure
-from chmm_pyro.environments import ACTIONS, Room
+from chmm_pyro.environments import Room
 from chmm_pyro.models import PointCHMM
 from chmm_pyro.sequences import SequenceBatch
-from chmm_pyro.vocabulary import Vocabulary
 
 ROOM = Room([[0, 1, 2], [2, 0, 1]])
 SYMBOLS = ["red", "green", "blue"]
 
 
-def _chmm(*arguments: Any) -> Any:
-    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return result
-
-
-def _done(*arguments: Any) -> str:
-    result = _chmm(*arguments)
-    assert result.exit_code == 0, result.stderr
-    return result.stdout
-
-
-def _json(*arguments: Any) -> Any:
-    return json.loads(_done(*arguments, "--json"))
-
-
 def _table(num_steps: int = 300, episodes: int | None = 4, seed: int = 0) -> pd.DataFrame:
     """What a newcomer might have: labels, episodes, positions."""
-    walk = ROOM.random_walk(num_steps, seed=seed, num_episodes=episodes)
-    batch = replace(
-        walk.batch(), vocabulary=Vocabulary(SYMBOLS), action_vocabulary=Vocabulary(ACTIONS)
-    )
-    return batch.to_dataframe()
+    return walk_table(ROOM, SYMBOLS, num_steps, episodes, seed)
 
 
 @pytest.fixture(scope="module")
@@ -489,11 +470,13 @@ def test_a_reader_that_stops_early_is_no_error(folder: Path) -> None:
 # ------------------------------------------------------------------------------ help and output
 
 
-@pytest.mark.parametrize("command", ["demo", "fit", "eval", "decode", "sample"])
+@pytest.mark.parametrize(
+    "command", ["demo", "fit", "eval", "decode", "sample", "map", "plan", "report"]
+)
 def test_help_suffices(command: str) -> None:
     text = _done(command, "--help")
     assert "Usage: " in text
-    options = set(re.findall(r"│ (--[a-z-]+)", text))
+    options = set(re.findall(r"│ [ *]*(--[a-z-]+)", text))
     assert {"--help", "--json"} <= options
     if command != "demo":
         assert f"chmm {command} walk" in text  # an example to copy

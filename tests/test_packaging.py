@@ -24,7 +24,10 @@ IGNORED = ("__pycache__", "*.egg-info", "build", "dist", ".*")
 SHIPPED = sorted(
     str(path.relative_to(ROOT))
     for path in (ROOT / "chmm_pyro").rglob("*")
-    if path.suffix == ".py" or path.name == "py.typed" or path.match("data/*.json")
+    if path.suffix == ".py"
+    or path.name == "py.typed"
+    or path.match("data/*.json")
+    or path.match("data/*.html")
 )
 
 

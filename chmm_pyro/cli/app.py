@@ -9,10 +9,13 @@ import typer
 from typer.core import TyperGroup
 
 from ..checkpoint import package_version
+from ..planning import UnreachableError
 from .demo import demo
 from .fit import fit
-from .outcome import IMPOSSIBLE, INTERRUPTED, WRONG, ImpossibleDataError
+from .maps import make_plan, show_map
+from .outcome import IMPOSSIBLE, INTERRUPTED, UNREACHABLE, WRONG, ImpossibleDataError
 from .query import decode, evaluate, sample
+from .report import report
 
 __all__ = ["app", "main"]
 
@@ -24,7 +27,8 @@ _HELP = (
 )
 _CODES = (
     f"Exit codes: 0 done; {WRONG} bad usage or input; {IMPOSSIBLE} the data are impossible under "
-    f"the model; {INTERRUPTED} interrupted with Ctrl-C (what had been fitted is saved)."
+    f"the model; {UNREACHABLE} no plan leads to the goal; {INTERRUPTED} interrupted with Ctrl-C "
+    "(what had been fitted is saved)."
 )
 
 
@@ -43,8 +47,13 @@ class _Commands(TyperGroup):
             if os.environ.get("CHMM_PYRO_TRACEBACK"):
                 raise
             typer.echo(f"error: {' '.join(str(error).split())}", err=True)
-            wrong = IMPOSSIBLE if isinstance(error, ImpossibleDataError) else WRONG
-            raise typer.Exit(wrong) from error
+            raise typer.Exit(_code_of(error)) from error
+
+
+def _code_of(error: Exception) -> int:
+    if isinstance(error, ImpossibleDataError):
+        return IMPOSSIBLE
+    return UNREACHABLE if isinstance(error, UnreachableError) else WRONG
 
 
 app = typer.Typer(
@@ -62,6 +71,9 @@ app.command("fit")(fit)
 app.command("eval")(evaluate)
 app.command("decode")(decode)
 app.command("sample")(sample)
+app.command("map")(show_map)
+app.command("plan")(make_plan)
+app.command("report")(report)
 
 
 def _print_version(wanted: bool) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 import time
 from collections.abc import Callable
@@ -34,6 +33,7 @@ from ..plotting.training import plot_training
 from ..scores import place_purity, states_used
 from ..sequences import SequenceBatch
 from ..vocabulary import Vocabulary
+from .figures import picture
 from .options import AsJson, Progress, Seed
 from .outcome import INTERRUPTED, show, shows_progress, table
 
@@ -273,9 +273,7 @@ def _write(out: Path, room: Room, batch: SequenceBatch, results: dict[str, FitRe
         "place_fields.png": _place_field_figure(room, batch, results),
     }
     for name, figure in figures.items():
-        image = io.BytesIO()
-        figure.savefig(image, format="png", dpi=130)
-        write_atomically(out / name, image.getvalue())
+        write_atomically(out / name, picture(figure))
     write_atomically(out / "walk.csv", batch.to_dataframe().to_csv(index=False).encode())
     for name, result in results.items():
         save_checkpoint(out / name, result)

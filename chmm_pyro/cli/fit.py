@@ -147,6 +147,7 @@ def fit(
         result,
         settings={
             "data": str(data),
+            "num_observed": train.num_observed,
             "columns": {
                 "observation": observation,
                 "action": action,

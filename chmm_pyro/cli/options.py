@@ -15,25 +15,36 @@ __all__ = [
     "Actions",
     "AsJson",
     "BatchSize",
+    "By",
     "Clones",
     "Count",
+    "Criterion",
     "Data",
     "Dtype",
     "Dtypes",
     "Episode",
     "First",
+    "From",
     "HeldOut",
     "Iters",
+    "Layout",
     "LearnInitial",
     "LearningRate",
+    "MapLayout",
+    "MapOut",
     "Method",
     "Methods",
+    "NodeLabel",
+    "NodeLabels",
     "Observation",
     "Out",
+    "PlanOut",
     "Position",
     "Progress",
     "Pseudocount",
+    "ReportOut",
     "Run",
+    "RunData",
     "RunOut",
     "Seed",
     "Start",
@@ -41,6 +52,7 @@ __all__ = [
     "Steps",
     "Storage",
     "Storages",
+    "To",
     "Tol",
     "Unseen",
     "Unseens",
@@ -86,11 +98,35 @@ class Unseen(str, Enum):
     MISSING = "missing"
 
 
+class MapLayout(str, Enum):
+    """Where places are drawn."""
+
+    UNFOLD = "unfold"
+    KNOWN = "known"
+
+
+class NodeLabel(str, Enum):
+    """What is written on places."""
+
+    AUTO = "auto"
+    SYMBOL = "symbol"
+    STATE = "state"
+    NONE = "none"
+
+
+class Criterion(str, Enum):
+    """Which plan is best."""
+
+    STEPS = "steps"
+    PROBABILITY = "probability"
+
+
 def _option(*names: str, panel: str | None = None, **details: Any) -> Any:
     return typer.Option(*names, rich_help_panel=panel, **details)
 
 
 _DATA, _SIZE, _TRAINING, _OUTPUT = "Columns of DATA", "Size of the model", "Training", "Output"
+_PICTURE = "Picture"
 
 # ------------------------------------------------------------------------------- data and runs
 
@@ -102,6 +138,14 @@ Data = Annotated[
         help="Sequences: a .csv or .parquet table with a row for each step, in order, or an .npz "
         "archive. The action of a row leads to the next row of its episode. Empty cells of the "
         "observation are missing observations.",
+    ),
+]
+RunData = Annotated[
+    Path | None,
+    typer.Argument(
+        metavar="DATA",
+        help="Sequences to read the map from.",
+        show_default="what RUN was fitted to",
     ),
 ]
 Run = Annotated[
@@ -298,6 +342,73 @@ First = Annotated[
     _option(metavar="LABEL", help="Observation to begin with.", show_default="drawn"),
 ]
 Count = Annotated[int, _option("--num", min=1, metavar="N", help="How many sequences.")]
+
+# ----------------------------------------------------------------------------------------- maps
+
+Layout = Annotated[
+    MapLayout,
+    _option(
+        "--layout",
+        metavar="unfold|known",
+        panel=_PICTURE,
+        help="unfold: places so that distances resemble numbers of steps, found from the moves "
+        "alone. known: at the mean position where each place was met in the data.",
+    ),
+]
+NodeLabels = Annotated[
+    NodeLabel,
+    _option(
+        "--labels",
+        metavar="auto|symbol|state|none",
+        panel=_PICTURE,
+        help="What is written on places; auto: the symbol, where there are more than eight.",
+    ),
+]
+MapOut = Annotated[
+    list[Path] | None,
+    _option(
+        "--out",
+        metavar="FILE",
+        panel=_OUTPUT,
+        help="Write the map too: .png, .svg or .pdf for a picture, .csv for a table of its moves, "
+        ".graphml for other programs. Repeat for several.",
+    ),
+]
+PlanOut = Annotated[
+    Path | None,
+    _option(
+        "--out",
+        metavar="FILE",
+        panel=_OUTPUT,
+        help="Draw the plan on the map: .png, .svg or .pdf.",
+    ),
+]
+ReportOut = Annotated[
+    Path | None,
+    _option(
+        "--out", metavar="FILE", panel=_OUTPUT, help="The page.", show_default="report.html in RUN"
+    ),
+]
+_PLACES = (
+    "a symbol, meaning any place that shows it; a place as state:NUMBER, as `chmm map` lists it; "
+    "or several of these with commas."
+)
+From = Annotated[
+    str,
+    _option("--from", metavar="PLACES", show_default=False, help=f"Where to start: {_PLACES}"),
+]
+To = Annotated[
+    str,
+    _option("--to", metavar="PLACES", show_default=False, help=f"Where to go: {_PLACES}"),
+]
+By = Annotated[
+    Criterion,
+    _option(
+        "--by",
+        metavar="steps|probability",
+        help="steps: the fewest moves. probability: the most certain to come out as planned.",
+    ),
+]
 
 # --------------------------------------------------------------------------------------- output
 

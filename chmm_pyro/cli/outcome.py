@@ -17,6 +17,7 @@ from ..distribution import CloneHMM
 __all__ = [
     "IMPOSSIBLE",
     "INTERRUPTED",
+    "UNREACHABLE",
     "WRONG",
     "ImpossibleDataError",
     "check_possible",
@@ -26,7 +27,7 @@ __all__ = [
     "table",
 ]
 
-WRONG, IMPOSSIBLE, INTERRUPTED = 2, 3, 130
+WRONG, IMPOSSIBLE, UNREACHABLE, INTERRUPTED = 2, 3, 4, 130
 
 
 class ImpossibleDataError(ValueError):

@@ -14,12 +14,10 @@ import typer
 
 from ..atomic import write_atomically
 from ..checkpoint import Checkpoint, load_checkpoint
-from ..distribution import CloneHMM
 from ..inference.result import bits_per_step
 from ..scores import place_purity, states_used
 from ..sequences import SequenceBatch
 from ..vocabulary import Vocabulary
-from .data import in_symbols_of, read
 from .options import (
     Action,
     Actions,
@@ -37,7 +35,8 @@ from .options import (
     Unseen,
     Unseens,
 )
-from .outcome import check_possible, pairs, show
+from .outcome import pairs, show
+from .runs import open_run
 
 __all__ = ["decode", "evaluate", "sample"]
 
@@ -56,7 +55,16 @@ def evaluate(
 
     [bold]chmm eval walk.run other_walk.csv[/bold]
     """
-    checkpoint, batch, hmm = _load(run, data, unseen, observation, action, episode, position)
+    opened = open_run(
+        run,
+        data,
+        unseen=unseen.value,
+        observation=observation,
+        action=action,
+        episode=episode,
+        position=position,
+    )
+    checkpoint, batch, hmm = opened.checkpoint, opened.batch, opened.hmm
     bits = bits_per_step(checkpoint.model, batch)
     states = hmm.posterior_mode(batch.obs).states
     purity = None if batch.positions is None else place_purity(states, batch.positions)
@@ -100,7 +108,10 @@ def decode(
 
     States are numbered symbol by symbol; clone is the number within the symbol.
     """
-    checkpoint, batch, hmm = _load(run, data, unseen, observation, action, episode, None)
+    opened = open_run(
+        run, data, unseen=unseen.value, observation=observation, action=action, episode=episode
+    )
+    checkpoint, batch, hmm = opened.checkpoint, opened.batch, opened.hmm
     path = hmm.posterior_mode(batch.obs)
     states = path.states[path.states >= 0].numpy()
     if as_json:
@@ -175,24 +186,6 @@ def sample(
             del found["action"][-1]  # nothing follows the last step
         sequences.append(found)
     show({"run": str(run), "seed": seed, "sequences": sequences}, "", as_json=True)
-
-
-def _load(
-    run: Path,
-    data: Path,
-    unseen: Unseen,
-    observation: str | None,
-    action: str | None,
-    episode: str | None,
-    position: list[str] | None,
-) -> tuple[Checkpoint, SequenceBatch, CloneHMM]:
-    checkpoint = load_checkpoint(run)
-    batch = read(data, observation=observation, action=action, episode=episode, position=position)
-    batch = in_symbols_of(batch, checkpoint, unseen.value)
-    with torch.no_grad():
-        hmm = checkpoint.model.distribution(batch)
-    check_possible(hmm, batch.obs, f"{data} under {run}")
-    return checkpoint, batch, hmm
 
 
 def _steps(batch: SequenceBatch) -> pd.DataFrame:
