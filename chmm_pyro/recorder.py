@@ -35,7 +35,7 @@ def record(
     actions: Sequence[Any] | None = None,
     discretise: Callable[[Any], Any] | None = None,
     position: _Position = None,
-    same_start: bool = False,
+    reset_seed: int | None = None,
     vocabulary: Labels = None,
     unseen: Unseen = "error",
     progress: bool = True,
@@ -51,15 +51,15 @@ def record(
         policy: ``policy(observation, rng)`` gives the next action, or a sequence of at least
             ``num_steps - 1`` actions, or None for uniformly random ones.
         num_steps: observations in all.
-        seed: of the policy's generator and of the first reset, so of the whole recording.
+        seed: of the policy's generator and, without ``reset_seed``, of the first reset.
         actions: those to choose from, in the order of their numbers; by default all that the
             environment has.  Needed for continuous actions, handy for useless ones.
         discretise: what to keep of an observation, something hashable or an array; by default
             all.  Needed for observations of floats.  None, NaN and "" are missing observations.
         position: where the walker is: ``position(env)`` or the name of an attribute.  By default
             row, column and heading in MiniGrid, none elsewhere.
-        same_start: reset with ``seed`` each time.  Environments that draw their world at a reset
-            then draw the same one.
+        reset_seed: seed of every reset.  Environments that draw their world at a reset then draw
+            the same one, and whatever else they draw repeats too.
         vocabulary: labels of the symbols, usually those of an earlier recording.
         unseen: whether an observation outside ``vocabulary`` is an error or missing.
         progress: show a bar.  Ctrl-C keeps what was recorded.
@@ -96,8 +96,8 @@ def record(
             episodes[-1]["positions"].append(locate(env))
 
     def begin() -> Any:
-        fresh = not episodes or same_start
-        observation, _ = env.reset(seed=seed) if fresh else env.reset()
+        of_reset = seed if reset_seed is None and not episodes else reset_seed
+        observation, _ = env.reset(seed=of_reset)
         episodes.append({"obs": [], "actions": [], **({} if locate is None else {"positions": []})})
         see(observation)
         return observation

@@ -97,7 +97,7 @@ def test_seeds_decide_the_recording_and_nothing_global_does():
 def test_minigrid():
     env = gymnasium.make("MiniGrid-SimpleCrossingS9N1-v0", max_steps=60)
     seen = {"actions": [0, 1, 2], "discretise": lambda obs: obs["image"]}
-    batch = record(env, None, 600, 4, same_start=True, progress=False, **seen)
+    batch = record(env, None, 600, 1, reset_seed=4, progress=False, **seen)
     assert batch.num_actions == 3 and batch.positions.shape[2] == 3
     replay = gymnasium.make("MiniGrid-SimpleCrossingS9N1-v0", max_steps=60)
     for episode in batch:
@@ -119,8 +119,8 @@ def test_minigrid():
 def test_another_world_at_each_reset_unless_asked_otherwise():
     env = gymnasium.make("MiniGrid-FourRooms-v0", max_steps=5)
     starts = []
-    for same_start in (False, True):
-        batch = record(env, None, 60, 0, same_start=same_start, progress=False)
+    for reset_seed in (None, 3):
+        batch = record(env, None, 60, 0, reset_seed=reset_seed, progress=False)
         starts.append({tuple(one.positions[0].tolist()) for one in batch})
     assert len(starts[0]) > 5 and len(starts[1]) == 1
 
