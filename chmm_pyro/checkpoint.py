@@ -29,6 +29,7 @@ from .inference.result import FitResult
 from .models.base import CloneModel
 from .models.enumerated import EnumeratedCHMM
 from .models.point import PointCHMM
+from .models.relaxed import RelaxedCHMM
 from .parameters import BlockTransition, CountTransition, SoftmaxTransition
 from .tables import BlockColumns
 from .vocabulary import Vocabulary
@@ -46,7 +47,7 @@ FORMAT_VERSION = 1
 
 _CONFIG = "config.json"
 _MODELS: dict[str, type[CloneModel]] = {
-    model.__name__: model for model in (PointCHMM, EnumeratedCHMM)
+    model.__name__: model for model in (PointCHMM, EnumeratedCHMM, RelaxedCHMM)
 }
 _PARAMETERIZATIONS = {
     SoftmaxTransition: "softmax",

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,7 +20,7 @@ from pyro.poutine.runtime import _PYRO_STACK
 
 from chmm_pyro import messages
 
-__all__ = ["TEST_DATA", "TOL", "Golden", "load_golden"]
+__all__ = ["TEST_DATA", "TOL", "Golden", "import_benchmark", "load_golden"]
 
 TEST_DATA = Path(__file__).parents[1] / "test_data"
 
@@ -93,6 +95,12 @@ def load_golden(name: str) -> Golden:
         em=case["em"],
         viterbi_training=case["viterbi_training"],
     )
+
+
+def import_benchmark(monkeypatch: pytest.MonkeyPatch, name: str) -> ModuleType:
+    """A script of ``benchmarks/``, for its functions."""
+    monkeypatch.syspath_prepend(str(TEST_DATA.parent / "benchmarks"))
+    return importlib.import_module(name)
 
 
 @pytest.fixture(params=["small", "medium", "large"])

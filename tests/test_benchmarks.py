@@ -4,22 +4,14 @@ from __future__ import annotations
 
 import importlib
 import json
-from pathlib import Path
-from types import ModuleType
 
 import pandas as pd
 import pytest
-
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
-
-
-def _script(monkeypatch: pytest.MonkeyPatch, name: str) -> ModuleType:
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    return importlib.import_module(name)
+from conftest import import_benchmark
 
 
 def test_speed_checks_and_times(monkeypatch, tmp_path):
-    speed = _script(monkeypatch, "speed")
+    speed = import_benchmark(monkeypatch, "speed")
     names = ["ours-em", "ours-gradient"]
     chosen = ["--instances", "small", "--implementations", *names]
     speed.main([*chosen, "--repeats", "2", "--out", str(tmp_path)])
@@ -30,7 +22,7 @@ def test_speed_checks_and_times(monkeypatch, tmp_path):
 
 
 def test_speed_refuses_a_wrong_likelihood_and_a_wrong_gradient(monkeypatch):
-    speed = _script(monkeypatch, "speed")
+    speed = import_benchmark(monkeypatch, "speed")
     contest = importlib.import_module("contest")
     instance = speed.INSTANCES["small"]
     honest = speed.IMPLEMENTATIONS["ours-gradient"].prepare(instance)
@@ -43,7 +35,7 @@ def test_speed_refuses_a_wrong_likelihood_and_a_wrong_gradient(monkeypatch):
 
 
 def test_speed_says_what_it_skips(monkeypatch, capsys):
-    speed = _script(monkeypatch, "speed")
+    speed = import_benchmark(monkeypatch, "speed")
     contest = importlib.import_module("contest")
     absent = contest.Implementation("absent", "em", print, needs=("no_such_module",))
     (row,) = speed.compare(speed.INSTANCES["small"], [absent], repeats=1)
@@ -52,13 +44,13 @@ def test_speed_says_what_it_skips(monkeypatch, capsys):
 
 
 def test_memory_child_reports_a_peak_above_the_data(monkeypatch, capsys):
-    _script(monkeypatch, "memory").main(["--child", "ours-em", "small"])
+    import_benchmark(monkeypatch, "memory").main(["--child", "ours-em", "small"])
     row = json.loads(capsys.readouterr().out)
     assert 0 <= row["above_data_mib"] < row["process_before_mib"]
 
 
 def test_compile_time_tells_the_calls_apart(monkeypatch, tmp_path):
-    _script(monkeypatch, "compile_time").main(
+    import_benchmark(monkeypatch, "compile_time").main(
         ["--cached-only", "--repeats", "1", "--out", str(tmp_path)]
     )
     (row,) = pd.read_csv(tmp_path / "compile_time.csv").to_dict("records")
@@ -67,7 +59,7 @@ def test_compile_time_tells_the_calls_apart(monkeypatch, tmp_path):
 
 
 def test_training_curves_follow_the_published_ones(monkeypatch, tmp_path):
-    training = _script(monkeypatch, "training_curves")
+    training = import_benchmark(monkeypatch, "training_curves")
     training.main(["--cases", "small", "--num-iters", "5", "--out", str(tmp_path)])
     table = pd.read_csv(tmp_path / "training_curves.csv")
     starts = table[table["update"] == 0]
@@ -75,3 +67,21 @@ def test_training_curves_follow_the_published_ones(monkeypatch, tmp_path):
     assert starts["train_bits_per_step"].nunique() == 1
     assert starts["held_out_bits_per_step"].nunique() == 1
     assert (tmp_path / "training_curves.png").stat().st_size > 10_000
+
+
+def test_gumbel_viterbi_resumes_and_summarises(monkeypatch, tmp_path, capsys):
+    script = import_benchmark(monkeypatch, "gumbel_viterbi")
+    small = ["--cases", "small", "ragged 0", "--seeds", "0", "--num-iters", "2"]
+    script.main([*small, "--out", str(tmp_path)])
+    tables = {study: pd.read_csv(tmp_path / f"gumbel_{study}.csv") for study in script.STUDIES}
+    decoding = tables["decoding"]
+    assert set(decoding["case"][decoding["structure"] == "mean_field"]) == {"small"}
+    assert (decoding["missed_before"] > script.GOAL).all()
+    assert all(len(rows) for rows in tables.values())
+    assert (tmp_path / "gumbel_viterbi.png").stat().st_size > 10_000
+    monkeypatch.setattr(script, "fit_gumbel", None)  # nothing is left to run
+    script.main([*small, "--out", str(tmp_path)])
+    shown = capsys.readouterr().out.split("\n\n")
+    assert (
+        shown[0] == (tmp_path / "gumbel_viterbi.txt").read_text(encoding="utf-8").split("\n\n")[0]
+    )

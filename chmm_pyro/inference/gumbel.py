@@ -30,8 +30,11 @@ from .em import check_options
 from .path_guide import PathGuide, PathSupport
 from .result import FitResult, bits_per_step, log_likelihood
 from .scope import Stopwatch, pyro_scope, until_interrupted
+from .svi import decay_factor
 
 __all__ = ["GumbelPathGuide", "fit_gumbel"]
+
+_OF_BATCH = ("obs", "actions", "offsets")  # what tells one batch from another
 
 
 class GumbelPathGuide(PathGuide):
@@ -75,7 +78,8 @@ class GumbelPathGuide(PathGuide):
         support = PathSupport.of(joint, self.structure)
         for name, values in zip(support._fields, support, strict=True):
             self.register_buffer(f"_{name}", values, persistent=False)
-        self.register_buffer("_obs", batch.obs, persistent=False)
+        for name in _OF_BATCH:
+            self.register_buffer(f"_{name}", getattr(batch, name), persistent=False)
         shape = list(support.usable.shape)
         if self.structure == "mean_field":
             shape[-2] = 1
@@ -84,7 +88,7 @@ class GumbelPathGuide(PathGuide):
         self.logits = nn.Parameter(noise.to(joint.log_potentials))
 
     def support(self, batch: SequenceBatch) -> PathSupport:
-        if not torch.equal(batch.obs, self._obs):
+        if not all(torch.equal(getattr(batch, n), getattr(self, f"_{n}")) for n in _OF_BATCH):
             raise ValueError(
                 f"batch is {batch}, expected the sequences that the guide was made for; for "
                 "others make a new GumbelPathGuide or train an AmortisedPathGuide."
@@ -135,7 +139,7 @@ def fit_gumbel(
         guide: start of the guide, unchanged; by default a random :class:`GumbelPathGuide`.
         structure: of the default guide.
         relaxation: of the default guide.
-        temperature: :math:`	au` at the start and the end, in between geometric.  What is hot has
+        temperature: :math:`\tau` at the start and the end, in between geometric.  What is hot has
             little variance and a biased mean.
         entropy_weight: :math:`\lambda` at the start and the end, in between linear.  More than 1
             at the start flattens the posterior while the model is still wrong.
@@ -151,7 +155,8 @@ def fit_gumbel(
 
     Raises:
         TypeError: a model without a ``path`` site.
-        ValueError: options out of range, or impossible data.
+        ValueError: options out of range, impossible data, or a guide made for a model with fewer
+            structural zeros.
 
     Example:
         >>> from chmm_pyro import CloneStructure
@@ -178,7 +183,7 @@ def fit_gumbel(
         groups.append({"params": free, "lr": learning_rate})
     optimizer = torch.optim.Adam(groups, betas=(0.9, 0.99))
     decay = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda k: 0.01 + 0.99 * (1 + math.cos(math.pi * k / num_iters)) / 2
+        optimizer, decay_factor("cosine", num_iters, final_factor=0.01)
     )
     objectives: list[float] = []
     log_probs: list[float] = []
@@ -197,6 +202,11 @@ def fit_gumbel(
             if train_model:
                 log_probs.append(log_likelihood(fitted, batch))
             objectives.append(-float(loss.detach()))
+            if not math.isfinite(objectives[-1]):
+                raise ValueError(
+                    f"the objective is {objectives[-1]} at update {iteration}: the guide allows a "
+                    "path that the model does not; make the guide from this model."
+                )
             seconds.append(watch())
             bar.set_postfix_str(f"objective {objectives[-1]:.4g}", refresh=False)
             if stop.is_set():

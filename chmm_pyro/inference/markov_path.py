@@ -13,7 +13,8 @@ from the chain.  The products of all steps are taken in a tree, :math:`O(\log T)
 
 References:
     Maddison, Mnih, Teh 2017, "The concrete distribution"; Jang, Gu, Poole 2017, "Categorical
-    reparameterization with Gumbel-softmax" (also the straight-through version).
+    reparameterization with Gumbel-softmax" (also the straight-through version).  Roeder, Wu,
+    Duvenaud 2017, "Sticking the landing", for the gradient.
 """
 
 from __future__ import annotations
@@ -22,15 +23,24 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
+from pyro.distributions.score_parts import ScoreParts
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 from torch.distributions import constraints
 
 from ..models.relaxed import RelaxedPaths, linear_score
 
-__all__ = ["RELAXATIONS", "MarkovPath", "follow", "usable_edges"]
+__all__ = ["RELAXATIONS", "MarkovPath", "check_relaxation", "follow", "usable_edges"]
 
 RELAXATIONS = ("gumbel", "straight_through", "mean")
+
+
+def check_relaxation(relaxation: str, temperature: float) -> None:
+    """Refuse options of :class:`MarkovPath` that mean nothing."""
+    if relaxation not in RELAXATIONS:
+        raise ValueError(f"relaxation = {relaxation!r}, expected one of {RELAXATIONS}.")
+    if not temperature > 0:
+        raise ValueError(f"temperature = {temperature}, expected a positive number near 0.5.")
 
 
 def follow(
@@ -112,7 +122,9 @@ class MarkovPath(TorchDistribution):
         temperature: of the relaxation, positive.
         relaxation: what :meth:`rsample` gives: ``"gumbel"`` relaxed draws, ``"straight_through"``
             one-hot draws with the gradient of relaxed ones, or ``"mean"``, the expected path, on
-            which everything that is linear in the edges takes its exact expectation.
+            which everything that is linear in the edges takes its exact expectation.  Where the
+            objective is linear, the first two move the chain alike; what they show to a model
+            that learns differs.
 
     Attributes:
         log_conditional: ``(..., T, R or 1, R)`` normalised logits, ``-inf`` where not usable.
@@ -137,10 +149,7 @@ class MarkovPath(TorchDistribution):
         relaxation: str = "gumbel",
         validate_args: bool | None = None,
     ) -> None:
-        if relaxation not in RELAXATIONS:
-            raise ValueError(f"relaxation = {relaxation!r}, expected one of {RELAXATIONS}.")
-        if not temperature > 0:
-            raise ValueError(f"temperature = {temperature}, expected a positive number near 0.5.")
+        check_relaxation(relaxation, temperature)
         self.usable = usable
         self.temperature = temperature
         self.relaxation = relaxation
@@ -200,6 +209,19 @@ class MarkovPath(TorchDistribution):
         if self._validate_args:
             self._validate_sample(value)
         return linear_score(value, self.log_conditional)
+
+    def score_parts(self, value: Tensor, *args: Any, **kwargs: Any) -> ScoreParts:
+        r"""What Pyro's ELBO estimators differentiate: the path, not the chain it is scored with.
+
+        The part left out, :math:`E_q[\nabla \log q]`, is zero for exact draws, noise in one draw and
+        a bias for relaxed ones.  Without it a chain :math:`q \propto p^{1 / \lambda}` has gradient
+        zero in every draw, at every temperature: :math:`\log p - \lambda \log q` is the same for
+        all paths then, and by linearity for all relaxed ones.
+        """
+        if self._validate_args:
+            self._validate_sample(value)
+        log_prob = linear_score(value, self.log_conditional.detach())
+        return ScoreParts(log_prob, score_function=0, entropy_term=log_prob)
 
     def entropy(self) -> Tensor:
         """``(...)`` exact entropy in nats."""

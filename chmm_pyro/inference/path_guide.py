@@ -15,7 +15,7 @@ from ..clones import MISSING
 from ..models.base import CloneModel, sequence_plate
 from ..models.relaxed import RelaxedPath
 from ..sequences import SequenceBatch
-from .markov_path import RELAXATIONS, MarkovPath, usable_edges
+from .markov_path import MarkovPath, check_relaxation, usable_edges
 
 __all__ = ["STRUCTURES", "PathGuide", "PathSupport", "path_elbo"]
 
@@ -87,14 +87,9 @@ class PathGuide(PyroModule):
         entropy_weight: float = 1.0,
     ) -> None:
         super().__init__()
-        for name, value, known in (
-            ("structure", structure, STRUCTURES),
-            ("relaxation", relaxation, RELAXATIONS),
-        ):
-            if value not in known:
-                raise ValueError(f"{name} = {value!r}, expected one of {known}.")
-        if not temperature > 0:
-            raise ValueError(f"temperature = {temperature}, expected a positive number near 0.5.")
+        if structure not in STRUCTURES:
+            raise ValueError(f"structure = {structure!r}, expected one of {STRUCTURES}.")
+        check_relaxation(relaxation, temperature)
         if not entropy_weight >= 0:
             raise ValueError(
                 f"entropy_weight = {entropy_weight}, expected >= 0: 1 for the posterior, towards "

@@ -27,7 +27,7 @@ from .minibatches import Term, terms
 from .result import FitResult, bits_per_step
 from .scope import Stopwatch, pyro_scope, until_interrupted
 
-__all__ = ["fit_svi", "learning_rate_grid"]
+__all__ = ["decay_factor", "fit_svi", "learning_rate_grid"]
 
 _SCHEDULES = ("cosine", "exponential", "constant")
 
@@ -187,7 +187,7 @@ def fit_svi(
             parameters, lr=learning_rate, betas=betas, weight_decay=weight_decay
         )
         decay = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, _decay(schedule, num_iters, final_factor)
+            optimizer, decay_factor(schedule, num_iters, final_factor)
         )
         for iteration in range(num_iters):
             seen = first if iteration == 0 else next(updates)
@@ -311,7 +311,9 @@ def _check(
         raise ValueError(f"burn_in = {burn_in}, expected at least 0; 32 suits most worlds.")
 
 
-def _decay(schedule: str, num_iters: int, final_factor: float) -> Callable[[int], float]:
+def decay_factor(schedule: str, num_iters: int, final_factor: float) -> Callable[[int], float]:
+    """What an optimiser's learning rate is multiplied by before each update."""
+
     def factor(iteration: int) -> float:
         progress = iteration / max(1, num_iters)
         if schedule == "cosine":

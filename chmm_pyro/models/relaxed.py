@@ -61,6 +61,9 @@ class RelaxedPaths(constraints.Constraint):
         entered = (arriving[..., 0, :].sum(-1) - 1).abs() < tolerance
         return weights & conserved & entered
 
+    def __repr__(self) -> str:
+        return "relaxed paths: one unit of weight, conserved at every state, on allowed edges only"
+
 
 @lru_cache(maxsize=4)
 def _edge_index(layout: Layout, num_steps: int, device: torch.device) -> tuple[Tensor, Tensor]:

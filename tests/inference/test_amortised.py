@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import math
-from functools import lru_cache
 
 import pytest
 import torch
-from conftest import TOL
+from conftest import TOL, import_benchmark
 from torch.testing import assert_close
 
 from chmm_pyro.clones import MISSING, CloneStructure
-from chmm_pyro.distribution import CloneHMM
 from chmm_pyro.inference.amortised import AmortisedPathGuide
 from chmm_pyro.inference.gumbel import fit_gumbel
 from chmm_pyro.inference.path_guide import path_elbo
@@ -21,26 +19,13 @@ from chmm_pyro.models.relaxed import RelaxedCHMM
 from chmm_pyro.sequences import SequenceBatch
 
 EXACT = TOL["exact"][torch.float64]
-CLONES, NUM_ACTIONS, STEPS = CloneStructure([3, 2, 4]), 2, 20
+CLONES, NUM_ACTIONS = CloneStructure([3, 2, 4]), 2
 NETWORK = {"guide_learning_rate": 0.03, "train_model": False, "progress": False}
 
 
-@lru_cache
-def model_and_data(count=16):
-    """A peaked random model and sequences drawn from it: some to train on, 16 unseen."""
-    model = RelaxedCHMM(CLONES, NUM_ACTIONS, seed=3)
-    with torch.no_grad():
-        model.transition.logits.mul_(2)
-    sets = []
-    for seed, size in enumerate((count, 16)):
-        generator = torch.Generator().manual_seed(seed)
-        actions = torch.randint(NUM_ACTIONS, (size, STEPS - 1), generator=generator)
-        hmm = CloneHMM(CLONES, model.initial.logits, model.transition.table(), actions)
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            obs = hmm.sample()
-        sets.append(SequenceBatch.from_arrays(obs, actions, num_actions=NUM_ACTIONS))
-    return model, *sets
+@pytest.fixture
+def study(monkeypatch):
+    return import_benchmark(monkeypatch, "gumbel_viterbi")
 
 
 def gaps(model, guide, batch):
@@ -50,8 +35,8 @@ def gaps(model, guide, batch):
 
 
 @pytest.mark.parametrize("structure", ["markov", "mean_field"])
-def test_elbo_is_a_bound_and_training_closes_the_gap(structure):
-    model, seen, unseen = model_and_data()
+def test_elbo_is_a_bound_and_training_closes_the_gap(study, structure):
+    model, seen, unseen = study.random_walks(16, 16)
     guide = AmortisedPathGuide(model, hidden_size=16, structure=structure, seed=1)
     result = fit_gumbel(model, seen, guide=guide, num_iters=60, entropy_weight=(1, 1), **NETWORK)
     for batch in (seen, unseen):
@@ -61,41 +46,28 @@ def test_elbo_is_a_bound_and_training_closes_the_gap(structure):
 
 
 @pytest.mark.slow
-def test_gap_of_the_trained_network():
-    model, seen, unseen = model_and_data(128)
-    found = {}
+def test_gap_of_the_trained_network(study):
+    gap = {}
     for structure in ("markov", "mean_field"):
-        guide = AmortisedPathGuide(model, hidden_size=32, structure=structure, seed=1)
-        result = fit_gumbel(
-            model, seen, guide=guide, num_iters=300, entropy_weight=(1, 1), **NETWORK
-        )
-        for name, batch in (("seen", seen), ("unseen", unseen)):
-            log_prob = model.distribution(batch).log_prob(batch.obs).mean().item() / STEPS
-            gap = gaps(model, result.guide, batch).mean().item() / STEPS
-            found[structure, name] = gap
-            print(f"{structure} {name}: log_prob {log_prob:.4f}, gap {gap:.4f} nats a step")
-    assert found["markov", "seen"] < 0.01
-    assert found["markov", "unseen"] < 0.05
-    assert found["markov", "seen"] < 0.2 * found["mean_field", "seen"]
+        found = study.network(structure, "mean", 1.0, seed=1)
+        print(structure, {name: round(value, 4) for name, value in found.items()})
+        for name in ("seen", "unseen"):
+            gap[structure, name] = found[f"log_prob_{name}"] - found[f"elbo_{name}"]
+    assert gap["markov", "seen"] < 0.01  # nats a step, of 0.93
+    assert gap["markov", "unseen"] < 0.05
+    assert gap["markov", "seen"] < 0.2 * gap["mean_field", "seen"]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("relaxation", ["gumbel", "straight_through"])
-def test_amortised_gumbel_paths_of_several_sequences(relaxation):
-    model, seen, unseen = model_and_data(128)
-    guide = AmortisedPathGuide(model, hidden_size=32, relaxation=relaxation, seed=1)
-    result = fit_gumbel(model, seen, guide=guide, num_iters=400, temperature=(2, 0.5), **NETWORK)
-    for name, batch in (("seen", seen), ("unseen", unseen)):
-        best = model.distribution(batch).posterior_mode(batch.obs).score.double()
-        found = result.guide.mode(model, batch).score
-        missed = (best - found) / best.abs()
-        print(f"{relaxation} {name}: mean {missed.mean():.3%}, worst {missed.max():.3%}")
-        assert (missed > -1e-5).all()
-        assert missed.mean() < (0.02 if name == "seen" else 0.1)
+def test_amortised_gumbel_paths_of_several_sequences(study, relaxation):
+    found = study.network("markov", relaxation, 0.0, seed=1)
+    print(relaxation, {name: round(value, 4) for name, value in found.items()})
+    assert found["missed_seen"] < 0.02 and found["missed_unseen"] < 0.1
 
 
-def test_elbo_of_a_draw_is_unbiased():
-    model, seen, _ = model_and_data()
+def test_elbo_of_a_draw_is_unbiased(study):
+    model, seen, _ = study.random_walks(16)
     guide = AmortisedPathGuide(model, hidden_size=8, relaxation="straight_through")
     batch = seen.select([0, 1])
     chain, joint = guide.path(batch), model.joint(batch)
@@ -161,8 +133,8 @@ def test_zeros_of_the_model_stay_zeros():
         AmortisedPathGuide(model, structure="mean_field").path(batch)
 
 
-def test_minibatches_train_it():
-    model, seen, _ = model_and_data()
+def test_minibatches_train_it(study):
+    model, seen, _ = study.random_walks(16)
     guide = AmortisedPathGuide(model, hidden_size=8)
     result = fit_svi(
         model, seen, guide=guide, batch_size=4, num_iters=40, learning_rate=0.03, progress=False
