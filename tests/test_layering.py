@@ -16,7 +16,12 @@ PACKAGE = Path(__file__).parents[1] / "chmm_pyro"
 # Bottom first. An entry is a module or a subpackage; a new one joins by a word here.
 MAPS = frozenset({"edges", "isomorphism", "map_edits", "map_scores", "maps", "transition_entries"})
 PLANNING = frozenset({"hierarchy", "navigation", "place_fields", "planning", "policies", "tracks"})
-POSTERIOR = frozenset({"map_posterior", "posterior", "posterior_draws", "relabelling"})
+POSTERIOR = frozenset(
+    {
+        *("map_posterior", "posterior", "posterior_draws", "posterior_plots"),
+        *("posterior_summaries", "relabelling"),
+    }
+)
 BESIDE = frozenset({"environments", "plotting", "recorder", "scores"}) | MAPS | PLANNING
 LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"atomic", "beliefs", "clones", "graph_layout", "logits", "merging", "simplex"}),
