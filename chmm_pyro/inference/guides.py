@@ -23,11 +23,12 @@ from pyro.infer.autoguide import (
     AutoNormal,
     init_to_value,
 )
-from pyro.nn import PyroModule, PyroParam
+from pyro.nn import PyroParam
 from torch import Tensor, nn
 from torch.distributions import constraints
 
 from ..models.bayesian import BayesianCHMM
+from ..models.own_parameters import OwnParameters
 from ..models.priors import to_rows
 from ..sequences import SequenceBatch
 from ..simplex import LogDirichlet
@@ -58,7 +59,7 @@ _ARGUMENTS = {
 }
 
 
-class DirichletGuide(PyroModule):
+class DirichletGuide(OwnParameters):
     """Independent Dirichlet rows, and a Gamma for the factor of a hierarchical concentration.
 
     The family of variational Bayes, but for the collapsed model: states are summed out exactly

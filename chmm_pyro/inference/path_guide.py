@@ -7,12 +7,12 @@ from typing import NamedTuple
 import pyro
 import torch
 from pyro import poutine
-from pyro.nn import PyroModule
 from torch import Tensor
 
 from ..beliefs import StatePath
 from ..clones import MISSING
 from ..models.base import CloneModel, sequence_plate
+from ..models.own_parameters import OwnParameters
 from ..models.relaxed import RelaxedPath
 from ..sequences import SequenceBatch
 from .markov_path import MarkovPath, check_relaxation, usable_edges
@@ -64,7 +64,7 @@ def _check_independent(usable: Tensor) -> None:
         )
 
 
-class PathGuide(PyroModule):
+class PathGuide(OwnParameters):
     """A guide for the ``path`` site of :class:`~chmm_pyro.models.relaxed.RelaxedCHMM`.
 
     Subclasses say which paths a batch allows and give the logits of their edges.

@@ -18,11 +18,16 @@ _lock = threading.RLock()  # Pyro's handler stack and parameter store are global
 
 @contextmanager
 def pyro_scope(seed: int) -> Iterator[None]:
-    """A private, empty parameter store and seeded randomness."""
+    """A private, empty parameter store and seeded randomness.
+
+    Models keep their parameters in that store even where the user has asked Pyro for stores of
+    each module (``module_local_params``), which Pyro's own optimizers cannot read.
+    """
     with (
         _lock,
         torch.random.fork_rng(devices=_cuda_devices()),
         pyro.get_param_store().scope(),
+        pyro.settings.context(module_local_params=False),
     ):
         torch.manual_seed(seed)
         yield

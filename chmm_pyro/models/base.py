@@ -22,6 +22,7 @@ from ..parameters import (
 )
 from ..sequences import SequenceBatch
 from ..tables import BlockColumns
+from .own_parameters import OwnParameters
 
 __all__ = ["CloneModel", "sequence_plate"]
 
@@ -36,7 +37,7 @@ def sequence_plate(batch: SequenceBatch) -> AbstractContextManager[Any]:
     return pyro.plate("sequences", batch.population, subsample=subsample)
 
 
-class CloneModel(PyroModule):
+class CloneModel(OwnParameters):
     """Free initial, transition and action parameters; subclasses add the Pyro program.
 
     Args:
