@@ -213,10 +213,11 @@ class MarkovPath(TorchDistribution):
     def score_parts(self, value: Tensor, *args: Any, **kwargs: Any) -> ScoreParts:
         r"""What Pyro's ELBO estimators differentiate: the path, not the chain it is scored with.
 
-        The part left out, :math:`E_q[\nabla \log q]`, is zero for exact draws, noise in one draw and
-        a bias for relaxed ones.  Without it a chain :math:`q \propto p^{1 / \lambda}` has gradient
-        zero in every draw, at every temperature: :math:`\log p - \lambda \log q` is the same for
-        all paths then, and by linearity for all relaxed ones.
+        The part left out, :math:`E_q[\nabla \log q]`, is zero on average over exact draws; in one
+        draw it is noise, in relaxed ones a bias.  Without it a chain
+        :math:`q \propto p^{1 / \lambda}` has gradient zero in every draw, at every temperature:
+        :math:`\log p - \lambda \log q` is the same for all paths then, and by linearity for all
+        relaxed ones.
         """
         if self._validate_args:
             self._validate_sample(value)
