@@ -37,7 +37,8 @@ class Implementation:
     Attributes:
         name: for the command line and the tables.
         what: ``"em"`` (one iteration: expected counts and new table), ``"gradient"`` (loss and
-            backward, ready for the optimizer) or ``"svi"`` (a whole update, optimizer included).
+            backward, ready for the optimizer), ``"svi"`` (a whole update, optimizer included),
+            ``"gibbs"`` (a sweep of one chain) or ``"vb"`` (an update of the posterior).
         prepare: sets up a run.
         threads: what its design allows; the tables also show what was measured.
         needs: modules without which it is skipped.

@@ -14,7 +14,10 @@ from pyro.infer import SVI, Trace_ELBO, TraceEnum_ELBO
 from pyro.optim import Adam
 from sizes import PSEUDOCOUNT, Instance
 
+from chmm_pyro.inference.gibbs import fit_gibbs
 from chmm_pyro.inference.svi import fit_svi
+from chmm_pyro.inference.vb import fit_vb
+from chmm_pyro.models.bayesian import BayesianCHMM
 from chmm_pyro.models.point import PointCHMM
 
 __all__ = ["OURS"]
@@ -97,6 +100,33 @@ def _enumerated(instance: Instance) -> Run:
     return Run(step, gradient=lambda: model.transition.logits.grad.numpy())
 
 
+def _bayesian(instance: Instance, fit: Callable[..., Any], **options: Any) -> Run:
+    """A fit with the prior of the pseudocount's size; starts and ends are divided among updates."""
+    start, batch = _model(instance), instance.batch
+    model = BayesianCHMM(
+        instance.clones, instance.num_actions, PSEUDOCOUNT, dtype=start.transition.logits.dtype
+    )
+    updates = 100 if instance.total_steps < 10_000 else 10
+    with torch.no_grad():
+        log_prob = float(start.distribution(batch).log_prob(batch.obs).sum())
+
+    def step() -> float:
+        result = fit(model, batch, num_iters=updates, start=start, progress=False, **options)
+        # Variational Bayes has no likelihood to compare.
+        history = result.log_prob_history
+        return log_prob if history is None else float(history[0])
+
+    return Run(step, updates=updates)
+
+
+def _gibbs(instance: Instance) -> Run:
+    return _bayesian(instance, fit_gibbs, num_warmup=0, num_chains=1, thin=10)
+
+
+def _vb(instance: Instance) -> Run:
+    return _bayesian(instance, fit_vb)
+
+
 @contextmanager
 def _torch_kernel() -> Iterator[None]:
     before = os.environ.get("CHMM_PYRO_KERNEL")
@@ -131,6 +161,8 @@ OURS = (
     Implementation("ours-gradient", "gradient", _gradient, _OWN),
     Implementation("ours-fit-svi", "svi", _svi, _OWN),
     Implementation("ours-user-svi", "svi", _user_svi, _OWN),
+    Implementation("ours-gibbs", "gibbs", _gibbs, "threads over sequences and chains"),
+    Implementation("ours-vb", "vb", _vb, _OWN),
     Implementation(
         "ours-enumerated",
         "gradient",

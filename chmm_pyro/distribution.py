@@ -212,7 +212,11 @@ class CloneHMM(TorchDistribution):
         ``-inf`` with gradient zero.
         """
         posed = self._problem(value)
-        log_z = messages.log_marginal(posed.problem).to(self.table.values.dtype).view(posed.shape)
+        return self._with_actions(posed, messages.log_marginal(posed.problem))
+
+    def _with_actions(self, posed: JobBatch, log_z: Tensor) -> Tensor:
+        """Flat log-likelihoods of the symbols as those of symbols and actions, ``(*full)``."""
+        log_z = log_z.to(self.table.values.dtype).view(posed.shape)
         terms = self._action_terms(posed.shape)
         if terms is None:
             return log_z
@@ -339,14 +343,25 @@ class CloneHMM(TorchDistribution):
         Raises:
             ValueError: impossible data; names the first impossible step.
         """
+        return self.draw_paths(value, num_samples, generator=generator)[0]
+
+    def draw_paths(
+        self,
+        value: ArrayLike | Tensor,
+        num_samples: int = 1,
+        *,
+        generator: torch.Generator | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """What :meth:`sample_posterior` and :meth:`log_prob` return, both from one pass.
+
+        The log-probabilities are without gradient; arguments and errors are those of
+        :meth:`sample_posterior`.
+        """
         if not isinstance(num_samples, int):
             raise TypeError(f"num_samples = {num_samples!r}, expected an integer of at least 1.")
         if num_samples < 1:
             raise ValueError(f"num_samples = {num_samples}, expected at least 1 draw.")
         posed = self._problem(value)
-        if torch.isneginf(messages.log_marginal(posed.problem).detach()).any():
-            log_steps = messages.forward(posed.problem).log_steps
-            posed.raise_if_impossible(log_steps)
         uniforms = torch.rand(
             num_samples,
             posed.problem.layout.num_steps,
@@ -354,8 +369,12 @@ class CloneHMM(TorchDistribution):
             device=self.table.values.device,
             generator=generator,
         )
-        states = messages.sample_paths(posed.problem, uniforms)
-        return posed.global_states(states)
+        drawn = messages.sample_paths(posed.problem, uniforms)
+        if torch.isneginf(drawn.log_z).any():
+            log_steps = messages.forward(posed.problem).log_steps
+            posed.raise_if_impossible(log_steps)
+        log_prob = self._with_actions(posed, drawn.log_z).detach()
+        return posed.global_states(drawn.states), log_prob
 
     @torch.no_grad()
     def sample(

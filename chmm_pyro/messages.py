@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ._kernels import torch_any
 from ._kernels.denormals import FlushedDenormals
-from ._kernels.interface import Counts, Forward, Path, Problem
+from ._kernels.interface import Counts, Draws, Forward, Path, Problem
 
 try:
     from ._kernels import numba_cpu
@@ -238,6 +238,6 @@ def viterbi(problem: Problem, generator_seed: int | None = None) -> Path:
     return _call(problem, "viterbi", generator_seed)
 
 
-def sample_paths(problem: Problem, uniforms: Tensor) -> Tensor:
-    """Posterior paths ``(samples, Q)`` as positions within each support."""
+def sample_paths(problem: Problem, uniforms: Tensor) -> Draws:
+    """Posterior paths as positions within each support."""
     return _call(problem, "ffbs", uniforms)

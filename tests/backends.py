@@ -72,7 +72,7 @@ class Backend:
         return self("viterbi", problem, generator_seed)
 
     def ffbs(self, problem: Problem, uniforms: Tensor) -> Tensor:
-        return self("ffbs", problem, uniforms)
+        return self("ffbs", problem, uniforms).states
 
 
 def _rows(name: str, module: str, on_arrays: bool, needs: str) -> list[Any]:

@@ -86,6 +86,15 @@ class TestPosterior:
         assert torch.equal(draws[..., 0, :] // 2, obs[0].expand(11, 3, 3))
         assert len(draws[..., 0, :].reshape(-1, 3).unique(dim=0)) == 8
 
+    def test_paths_come_with_the_log_probability(self, kernel):
+        case = random_instance((3, 2), 6, 2, seed=1, missing=2)
+        hmm = build(case, action_logits=torch.tensor([0.3, -0.4], dtype=torch.float64))
+        seeds = torch.Generator().manual_seed(8), torch.Generator().manual_seed(8)
+        paths, log_prob = hmm.draw_paths(case.obs, 20, generator=seeds[0])
+        assert torch.equal(paths, hmm.sample_posterior(case.obs, 20, generator=seeds[1]))
+        actions = torch.tensor([0.3, -0.4]).double().log_softmax(-1)[case.actions].sum()
+        assert_close(float(log_prob), case.exact().log_prob + float(actions), **EXACT)
+
     def test_refuses_no_samples(self):
         case = random_instance((2, 1), 3)
         with pytest.raises(ValueError, match="num_samples = 0, expected at least 1"):

@@ -3,7 +3,7 @@
 ``forward(problem, keep_messages=True) -> Forward``
 ``forward_backward(problem, weights=None, marginals=False) -> Counts``
 ``viterbi(problem, generator_seed=None) -> Path``
-``ffbs(problem, uniforms) -> states``
+``ffbs(problem, uniforms) -> Draws``
 
 Arrays are NumPy arrays for the numba backend and tensors for the torch backend.  ``K0`` and ``K``
 are the numbers of distinct initial vectors and block rows, ``Q`` the steps, ``J`` the jobs.
@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from .layout import Jobs, Layout
 
-__all__ = ["Counts", "Forward", "Path", "Problem"]
+__all__ = ["Counts", "Draws", "Forward", "Path", "Problem"]
 
 
 class Problem(NamedTuple):
@@ -79,3 +79,15 @@ class Path(NamedTuple):
 
     states: Any
     score: Any
+
+
+class Draws(NamedTuple):
+    """Paths drawn from the posterior.
+
+    Attributes:
+        states: ``(samples, Q)`` position of each path within each step's support.
+        log_z: ``(J,)`` float64; the paths of a job with ``-inf`` mean nothing.
+    """
+
+    states: Any
+    log_z: Any

@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 
 from .denormals import flush_denormals
-from .interface import Counts, Forward, Path, Problem
+from .interface import Counts, Draws, Forward, Path, Problem
 from .layout import IntArray
 from .numba_log_space import log_backward, log_counts, log_draw, log_forward
 from .numba_loops import (
@@ -406,8 +406,8 @@ def viterbi(problem: Problem, generator_seed: int | None = None) -> Path:
     return Path(states, score)
 
 
-def ffbs(problem: Problem, uniforms: NDArray[np.float64]) -> IntArray:
-    """Posterior paths by inverse CDF: ``uniforms (samples, Q)`` to states ``(samples, Q)``."""
+def ffbs(problem: Problem, uniforms: NDArray[np.float64]) -> Draws:
+    """Posterior paths by inverse CDF of ``uniforms (samples, Q)``."""
     layout = problem.layout
     steps = _steps(problem)
     result = _pass(problem, keep=True, backward=False)
@@ -426,4 +426,4 @@ def ffbs(problem: Problem, uniforms: NDArray[np.float64]) -> IntArray:
         arguments = _log_job(problem, steps, job)
         log_messages, _ = log_forward(*arguments)
         states[:, q0:q1] = log_draw(*arguments, log_messages, uniforms[:, q0:q1])
-    return states
+    return Draws(states, result.log_z)

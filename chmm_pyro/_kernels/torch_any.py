@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .interface import Counts, Forward, Path, Problem
+from .interface import Counts, Draws, Forward, Path, Problem
 
 __all__ = ["Sweep", "ffbs", "forward", "forward_backward", "sweep", "viterbi", "weigh"]
 
@@ -271,11 +271,11 @@ def viterbi(problem: Problem, generator_seed: int | None = None) -> Path:
 
 
 @torch.no_grad()
-def ffbs(problem: Problem, uniforms: Tensor) -> Tensor:
-    """Posterior paths by inverse CDF: ``uniforms (samples, Q)`` to states ``(samples, Q)``."""
+def ffbs(problem: Problem, uniforms: Tensor) -> Draws:
+    """Posterior paths by inverse CDF of ``uniforms (samples, Q)``."""
     padded = _pad(problem)
     potentials = _Potentials(problem, padded)
-    messages, _ = _filter(problem, padded)
+    messages, normalisers = _filter(problem, padded)
     samples = len(uniforms)
     job = torch.arange(messages.shape[0], device=messages.device)
     state = torch.zeros(samples, len(job), dtype=torch.long, device=messages.device)
@@ -294,4 +294,4 @@ def ffbs(problem: Problem, uniforms: Tensor) -> Tensor:
         drawn = torch.minimum((running <= target).sum(-1), last)
         state = torch.where(padded.valid[:, t], drawn, state)
         states.append(state)
-    return torch.stack(states[::-1], -1)[:, padded.valid]
+    return Draws(torch.stack(states[::-1], -1)[:, padded.valid], normalisers.sum(1))

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..distribution import CloneHMM
 from ..models.base import CloneModel
 from ..models.bayesian import BayesianCHMM
 from ..models.priors import to_rows
@@ -28,6 +27,7 @@ __all__ = [
     "log_prob_of",
     "starting_values",
     "to_bits",
+    "total_log_prob",
 ]
 
 Start = CloneModel | FitResult | Sequence[CloneModel] | None
@@ -130,9 +130,18 @@ def _values_of_point(model: BayesianCHMM, point: CloneModel) -> dict[str, Tensor
     return values
 
 
-def log_prob_of(hmm: CloneHMM, batch: SequenceBatch) -> Tensor:
-    """``(*P)`` float64 log-likelihood of all sequences together."""
-    log_prob = hmm.log_prob(batch.obs).double()
+@torch.no_grad()
+def log_prob_of(
+    model: BayesianCHMM, batch: SequenceBatch, values: Mapping[str, Tensor]
+) -> Tensor:
+    """``(*P)`` float64 log-likelihood of all sequences together under values of the sites."""
+    hmm = model.distribution(batch, model.parameters_of(values).beside(batch))
+    return total_log_prob(hmm.log_prob(batch.obs), batch)
+
+
+def total_log_prob(log_prob: Tensor, batch: SequenceBatch) -> Tensor:
+    """``(*P)`` float64 from one log-likelihood for each sequence."""
+    log_prob = log_prob.double()
     return log_prob if batch.lengths is None else log_prob.sum(-1)
 
 
@@ -150,12 +159,13 @@ def describe(
     for chunk in torch.arange(len(values["log_transition"])).split(256):
         part = {site: value[chunk] for site, value in values.items()}
         hmm = model.distribution(batch, model.parameters_of(part).beside(batch))
-        log_prob = log_prob_of(hmm, batch)
+        paths, log_prob = hmm.draw_paths(batch.obs)
+        log_prob = total_log_prob(log_prob, batch)
         described = {
             **model.draws_of(part),
             "log_prob": log_prob,
             "log_joint": log_prob + model.log_prior(part).double(),
-            "num_used": model.num_used(hmm.sample_posterior(batch.obs)[0], batch),
+            "num_used": model.num_used(paths[0], batch),
         }
         parts.append(described)
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}

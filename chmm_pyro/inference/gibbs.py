@@ -8,14 +8,14 @@ rows summed out (:mod:`chmm_pyro.inference.conjugate`).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import pyro
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..distribution import CloneHMM
 from ..models.bayesian import BayesianCHMM
 from ..sequences import SequenceBatch
 from .chains import (
@@ -27,12 +27,27 @@ from .chains import (
     log_prob_of,
     starting_values,
     to_bits,
+    total_log_prob,
 )
 from .conjugate import draw_parameters, path_counts
 from .result import FitResult
 from .scope import Stopwatch, pyro_scope, until_interrupted
 
-__all__ = ["fit_gibbs", "gibbs_sweep"]
+__all__ = ["GibbsSweep", "fit_gibbs", "gibbs_sweep"]
+
+
+class GibbsSweep(NamedTuple):
+    """What a sweep of ``C`` chains gives.
+
+    Attributes:
+        values: ``(C, ...)`` new values of all sites.
+        states: ``(C, ..., T)`` the paths they were drawn given.
+        log_prob: ``(C,)`` float64 log-likelihood under the values before.
+    """
+
+    values: dict[str, Tensor]
+    states: Tensor
+    log_prob: Tensor
 
 
 @torch.no_grad()
@@ -41,9 +56,7 @@ def gibbs_sweep(
     batch: SequenceBatch,
     values: Mapping[str, Tensor],
     generator: np.random.Generator,
-    *,
-    hmm: CloneHMM | None = None,
-) -> tuple[dict[str, Tensor], Tensor]:
+) -> GibbsSweep:
     """One sweep of every chain.
 
     Args:
@@ -51,16 +64,12 @@ def gibbs_sweep(
         batch: the data.
         values: ``(C, ...)`` current values of all sites.
         generator: of the parameters; paths use torch's own.
-        hmm: the distribution of the data given ``values``, where there is one already.
-
-    Returns:
-        New values, and the paths ``(C, ..., T)`` they were drawn given.
     """
-    if hmm is None:
-        hmm = model.distribution(batch, model.parameters_of(values).beside(batch))
-    states = hmm.sample_posterior(batch.obs)[0]
-    counts = path_counts(model, batch, states)
-    return draw_parameters(model, counts, values, generator), states
+    hmm = model.distribution(batch, model.parameters_of(values).beside(batch))
+    paths, log_prob = hmm.draw_paths(batch.obs)
+    counts = path_counts(model, batch, paths[0])
+    drawn = draw_parameters(model, counts, values, generator)
+    return GibbsSweep(drawn, paths[0], total_log_prob(log_prob, batch))
 
 
 @torch.no_grad()
@@ -122,37 +131,43 @@ def fit_gibbs(
     kept: list[dict[str, Tensor]] = []
     histories: dict[str, list[float]] = {"objective": [], "log_prob": [], "seconds": []}
     generator = np.random.default_rng(seed)
-    total, done, states = num_warmup + num_iters, 0, None
+    total, done = num_warmup + num_iters, 0
+
+    def due() -> bool:
+        return done > num_warmup and (done - num_warmup) % thin == 0
+
+    def keep(log_prob: Tensor, log_joint: Tensor) -> None:
+        densities = {"log_prob": log_prob, "log_joint": log_joint}
+        assert states is not None
+        used = model.num_used(states, batch)
+        kept.append({**model.draws_of(values), **densities, "num_used": used})
+
     with (
         pyro_scope(seed),
+        pyro.validation_enabled(False),  # of every entry of every row, at every sweep
         until_interrupted() as stop,
         tqdm(total=total, desc="Gibbs", disable=not progress) as bar,
     ):
         values = starting_values(model, start, num_chains)
         check_memory(values, num_iters // thin, max_gigabytes)
-        while True:
-            hmm = model.distribution(batch, model.parameters_of(values).beside(batch))
-            log_prob = log_prob_of(hmm, batch)
-            log_joint = log_prob + model.log_prior(values).double()
-            due = done > num_warmup and (done - num_warmup) % thin == 0
-            # Interrupted before anything was kept: keep what there is.
-            if due or (stop.is_set() and not kept and states is not None):
-                assert states is not None
-                used = model.num_used(states, batch)
-                densities = {"log_prob": log_prob, "log_joint": log_joint}
-                kept.append({**model.draws_of(values), **densities, "num_used": used})
-            if done == total or (stop.is_set() and kept):
-                break
-            if done == 0:
-                check_start(log_prob)
+        check_start(log_prob_of(model, batch, values))
+        states = None
+        while done < total and not (stop.is_set() and done > 0):
+            sweep = gibbs_sweep(model, batch, values, generator)
+            log_joint = sweep.log_prob + model.log_prior(values).double()
+            if due():
+                keep(sweep.log_prob, log_joint)
             histories["objective"].append(float(log_joint.mean()))
-            histories["log_prob"].append(float(log_prob.mean()))
+            histories["log_prob"].append(float(sweep.log_prob.mean()))
             histories["seconds"].append(watch())
-            values, states = gibbs_sweep(model, batch, values, generator, hmm=hmm)
+            values, states = sweep.values, sweep.states
             done += 1
             bits = histories["log_prob"][-1] * to_bits(batch)
             bar.set_postfix_str(f"{bits:.5f} bits/step", refresh=False)
             bar.update()
+        if due() or not kept:  # interrupted before anything was kept: keep what there is
+            log_prob = log_prob_of(model, batch, values)
+            keep(log_prob, log_prob + model.log_prior(values).double())
     draws = {name: torch.stack([one[name] for one in kept], 1) for name in kept[0]}
     settings: dict[str, Any] = {
         "method": "gibbs",

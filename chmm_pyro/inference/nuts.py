@@ -24,7 +24,15 @@ from tqdm.auto import tqdm
 
 from ..models.bayesian import BayesianCHMM
 from ..sequences import SequenceBatch
-from .chains import Start, chain_result, check_sampler, check_start, describe, starting_values
+from .chains import (
+    Start,
+    chain_result,
+    check_sampler,
+    check_start,
+    describe,
+    log_prob_of,
+    starting_values,
+)
 from .result import FitResult
 from .scope import Stopwatch, pyro_scope, single_thread, until_interrupted
 
@@ -173,10 +181,9 @@ def fit_nuts(
     )
     _refuse_beyond_range(cost, max_parameters, max_hours)
     watch = Stopwatch()
-    with pyro_scope(seed), torch.no_grad():
+    with pyro_scope(seed):
         starts = starting_values(model, start, num_chains)
-        hmm = model.distribution(batch, model.parameters_of(starts).beside(batch))
-        check_start(hmm.log_prob(batch.obs).reshape(num_chains, -1).sum(-1))
+        check_start(log_prob_of(model, batch, starts))
     seeds = np.random.SeedSequence(seed).generate_state(num_chains).tolist()
     options = [
         _Options(num_iters, num_warmup, target_accept, max_tree_depth, full_mass, one, progress)

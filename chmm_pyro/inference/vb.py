@@ -9,12 +9,13 @@ variational inference").
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
+import pyro
 import torch
 from torch import Tensor
-from torch.distributions import kl_divergence
 from tqdm.auto import tqdm
 
 from ..models.bayesian import BayesianCHMM, Parameters
@@ -30,9 +31,24 @@ from .scope import Stopwatch, pyro_scope, until_interrupted
 __all__ = ["evidence_bound", "fit_vb"]
 
 
+class _Prior(NamedTuple):
+    """Prior rows of a site: concentrations, and the sum of their log normalisers."""
+
+    concentration: Tensor
+    log_normaliser: Tensor
+
+
+def _prior(model: BayesianCHMM, site: str) -> _Prior:
+    alpha = dirichlet_of(model, site, {})
+    return _Prior(alpha, LogDirichlet(alpha).log_normaliser.sum(dtype=torch.float64))
+
+
 @torch.no_grad()
 def evidence_bound(
-    model: BayesianCHMM, batch: SequenceBatch, rows: dict[str, Tensor]
+    model: BayesianCHMM,
+    batch: SequenceBatch,
+    rows: Mapping[str, Tensor],
+    priors: Mapping[str, _Prior] | None = None,
 ) -> tuple[float, dict[str, Tensor]]:
     """The evidence lower bound at its best path distribution, and that distribution's counts.
 
@@ -40,11 +56,15 @@ def evidence_bound(
         model: the priors.
         batch: the data; a minibatch counts for its whole population.
         rows: concentrations of the posterior of each site.
+        priors: what the model says about each site, where it is at hand.
 
     Returns:
         The bound in nats, and expected counts in the shape of ``rows``.
     """
-    expected = {site: LogDirichlet(alpha).mean for site, alpha in rows.items()}
+    if priors is None:
+        priors = {site: _prior(model, site) for site in rows}
+    posteriors = {site: LogDirichlet(alpha) for site, alpha in rows.items()}
+    expected = {site: posterior.mean for site, posterior in posteriors.items()}
     table = from_rows(expected["log_transition"], model.num_actions, model.action_model)
     states = model.clones.num_states
     log_initial = expected.get("log_initial", table.new_full((states,), -math.log(states)))
@@ -65,11 +85,15 @@ def evidence_bound(
         counts["log_actions"] = action_counts(batch, model.num_actions).to(table)
         total = total + (counts["log_actions"] * expected["log_actions"]).sum()
     scale = (batch.population or batch.num_sequences) / batch.num_sequences
-    divergence = sum(
-        kl_divergence(LogDirichlet(alpha), LogDirichlet(dirichlet_of(model, site, {}))).sum()
-        for site, alpha in rows.items()
-    )
-    return float(scale * total - divergence), {site: scale * counts[site] for site in rows}
+    divergence = 0.0
+    for site, posterior in posteriors.items():
+        prior = priors[site]
+        weighted = (posterior.concentration - prior.concentration) * expected[site]
+        own = posterior.log_normaliser.sum(dtype=torch.float64)
+        divergence += float(weighted.sum(dtype=torch.float64) + prior.log_normaliser - own)
+    if scale != 1:
+        counts = {site: scale * count for site, count in counts.items()}
+    return scale * float(total) - divergence, {site: counts[site] for site in rows}
 
 
 @torch.no_grad()
@@ -133,14 +157,15 @@ def fit_vb(
     generator = np.random.default_rng(seed)
     with (
         pyro_scope(seed),
+        pyro.validation_enabled(False),  # of every entry of every row, at every update
         until_interrupted() as stop,
         tqdm(total=num_iters, desc="VB", disable=not progress) as bar,
     ):
         parts = _parts(batch, batch_size, generator)
         rows = starting_concentrations(model, batch, start=start, seed=seed)
-        priors = {site: dirichlet_of(model, site, {}) for site in rows}
+        priors = {site: _prior(model, site) for site in rows}
         for iteration in range(num_iters):
-            bound, counts = evidence_bound(model, next(parts), rows)
+            bound, counts = evidence_bound(model, next(parts), rows, priors)
             if not math.isfinite(bound):
                 raise ValueError(
                     f"the bound is {bound} at update {iteration}: the data are impossible under "
@@ -153,9 +178,13 @@ def fit_vb(
                 converged = (bounds[-1] - bounds[-2]) * to_bits < tol
             if converged or stop.is_set():
                 break
-            step = 1.0 if batch_size is None else (iteration + 1 + delay) ** -forgetting
             for site, count in counts.items():
-                rows[site] = (1 - step) * rows[site] + step * (priors[site] + count)
+                target = priors[site].concentration + count
+                if batch_size is None:
+                    rows[site] = target
+                else:
+                    step = (iteration + 1 + delay) ** -forgetting
+                    rows[site] = torch.lerp(rows[site], target, step)
             bar.update()
         guide = DirichletGuide(model, rows)
         found = posterior_fields(model, guide, batch, num_draws)
