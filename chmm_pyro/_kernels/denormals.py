@@ -1,8 +1,7 @@
 """Numbers below ``finfo.tiny`` count as zero while compiled loops run.
 
-Processors take a hundred cycles for each such number, and sparse tables are full of them: a pass
-over draws of a sparse prior took ten times as long.  What is lost is far below rounding, because
-kernels repeat in log space what falls below the square root of ``finfo.tiny``.
+Processors take a hundred cycles for each such number.  Messages hold none, but counts of sparse
+tables are full of them: a pass over draws of a sparse prior took ten times as long.
 """
 
 from __future__ import annotations

@@ -123,11 +123,18 @@ class Layout:
         new = self.block_to[block, 0] + within % columns
         return self.block_action[block], old, new
 
+    def steps_of(self, sequences: IntArray) -> IntArray:
+        """The steps of some sequences, one sequence after the other."""
+        return _ranges(self.step_start[sequences], self.lengths[sequences])
+
+    def messages_of(self, sequences: IntArray) -> IntArray:
+        """The entries of flat message storage of some sequences, likewise."""
+        start = self.message_start[self.step_start[sequences]]
+        return _ranges(start, self.message_start[self.step_start[sequences + 1]] - start)
+
     def repeat(self, sequences: IntArray) -> Layout:
         """The layout whose sequence ``j`` is ``sequences[j]`` of this one; blocks are shared."""
-        steps = np.concatenate(
-            [np.arange(self.step_start[n], self.step_start[n + 1]) for n in sequences]
-        )
+        steps = self.steps_of(sequences)
         size = self.support_size[steps]
         lengths = self.lengths[sequences]
         return Layout(
@@ -157,6 +164,11 @@ class Jobs:
 
     initial: IntArray
     blocks: IntArray
+
+
+def _ranges(first: IntArray, sizes: IntArray) -> IntArray:
+    """``first[0], first[0] + 1, ...``, ``sizes[0]`` of them, then on from ``first[1]``."""
+    return np.arange(sizes.sum()) + np.repeat(first - np.cumsum(sizes) + sizes, sizes)
 
 
 def _starts(sizes: IntArray) -> IntArray:

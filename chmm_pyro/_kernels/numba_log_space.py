@@ -24,8 +24,14 @@ def _log_sum(values, size):
         return top
     total = 0.0
     for i in range(size):
-        total += np.exp(values[i] - top)
+        total += _exp(values[i] - top)
     return top + np.log(total)
+
+
+@_compile
+def _exp(gap):
+    # A term this far below the largest is less than rounding, and most terms are.
+    return np.exp(gap) if gap > -50.0 else 0.0
 
 
 @_compile
@@ -46,7 +52,7 @@ def log_forward(
     num_steps = len(support_size)
     messages = np.full(message_start[-1], -np.inf)
     log_steps = np.full(num_steps, -np.inf)
-    terms = np.empty(support_size.max())
+    tops = np.empty(support_size.max())
     for t in range(num_steps):
         size, at = support_size[t], message_start[t]
         out = messages[at : at + size]
@@ -56,10 +62,18 @@ def log_forward(
         else:
             rows, before = support_size[t - 1], message_start[t - 1]
             base = block_start[block_index[t - 1]]
+            tops[:size] = -np.inf
+            for i in range(rows):
+                row = log_blocks[base + i * size : base + (i + 1) * size]
+                for j in range(size):
+                    tops[j] = max(tops[j], messages[before + i] + row[j])
+            out[:] = 0
+            for i in range(rows):
+                row = log_blocks[base + i * size : base + (i + 1) * size]
+                for j in range(size):
+                    out[j] += _exp(messages[before + i] + row[j] - tops[j])
             for j in range(size):
-                for i in range(rows):
-                    terms[i] = messages[before + i] + log_blocks[base + i * size + j]
-                out[j] = _log_sum(terms, rows)
+                out[j] = tops[j] + np.log(out[j]) if tops[j] > -np.inf else -np.inf
         for j in range(size):
             out[j] += log_evidence[at + j]
         normaliser = _log_sum(out, size)
@@ -113,25 +127,21 @@ def log_counts(
     log_evidence,
     log_messages,
     log_future,
+    weight,
+    counts,
 ):
-    """Posterior of the first step, of all steps, and expected counts as ``(entry, value)``."""
+    """Weighted posterior of the first step and of all; weighted counts are added to ``counts``."""
     num_steps = len(support_size)
     marginals = np.empty(message_start[-1])
-    total_entries = 0
-    for t in range(num_steps - 1):
-        total_entries += support_size[t] * support_size[t + 1]
-    entries = np.empty(total_entries, np.int64)
-    values = np.empty(total_entries)
-    filled = 0
+    terms = np.empty(support_size.max() ** 2)
     for t in range(num_steps):
         lo, hi = message_start[t], message_start[t + 1]
         joint = log_messages[lo:hi] + log_future[lo:hi]
-        marginals[lo:hi] = np.exp(joint - _log_sum(joint, hi - lo))
+        marginals[lo:hi] = weight * np.exp(joint - _log_sum(joint, hi - lo))
         if t + 1 < num_steps:
             columns = support_size[t + 1]
             base = block_start[block_index[t]]
             count = support_size[t] * columns
-            terms = np.empty(count)
             for i in range(support_size[t]):
                 for j in range(columns):
                     at = i * columns + j
@@ -139,10 +149,8 @@ def log_counts(
                     terms[at] += log_future[hi + j] + log_evidence[hi + j]
             normaliser = _log_sum(terms, count)
             for at in range(count):
-                entries[filled] = base + at
-                values[filled] = np.exp(terms[at] - normaliser)
-                filled += 1
-    return marginals[: support_size[0]].copy(), marginals, entries, values
+                counts[base + at] += weight * _exp(terms[at] - normaliser)
+    return marginals[: support_size[0]].copy(), marginals
 
 
 @_compile

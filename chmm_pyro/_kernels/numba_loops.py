@@ -1,6 +1,7 @@
-"""Compiled loops of the CPU kernels: arrays in, arrays filled.
+"""Compiled loops of the scaled recursions: arrays in, arrays filled.
 
 ``fastmath`` leaves out ``nnan`` and ``ninf``: the guards below compare with zero and infinity.
+What ``floor`` and ``lift`` are for is said in :mod:`~chmm_pyro._kernels.numba_sweep`.
 """
 
 from __future__ import annotations
@@ -9,21 +10,66 @@ import numpy as np
 from numba import njit
 
 __all__ = [
+    "agree",
     "backward_jobs",
     "block_counts",
+    "certify",
     "draw_jobs",
     "forward_jobs",
     "job_counts",
-    "overlaps",
+    "lift_blocks",
     "scale_evidence",
-    "score_jobs",
     "state_marginals",
     "transpose",
-    "viterbi_jobs",
 ]
 
 _FASTMATH = {"reassoc", "contract", "arcp", "nsz"}
 _compile = njit(cache=True, nogil=True, fastmath=_FASTMATH, error_model="numpy")
+
+
+@_compile
+def lift_blocks(log_blocks, blocks, floor):
+    """Raise possible potentials to ``floor`` in place; returns how many were below it."""
+    lifted = 0
+    for k in range(len(blocks)):
+        row, into = log_blocks[k], blocks[k]
+        low = 0
+        for m in range(len(into)):
+            small = (into[m] < floor) & (row[m] > -np.inf)
+            into[m] = floor if small else into[m]
+            low += small
+        lifted += low
+    return lifted
+
+
+@_compile
+def transpose(matrix, block_start, rows_of, columns_of, out):
+    for k in range(len(matrix)):
+        for block in range(len(rows_of)):
+            rows, columns, base = rows_of[block], columns_of[block], block_start[block]
+            for i in range(rows):
+                for j in range(columns):
+                    out[k, base + j * rows + i] = matrix[k, base + i * columns + j]
+
+
+@_compile
+def scale_evidence(steps, log_evidence, floor, out, shift):
+    """Likelihoods, the largest of a step one; returns how many were raised to ``floor``."""
+    lifted = 0
+    for q in range(len(shift)):
+        lo, hi = steps.message_start[q], steps.message_start[q + 1]
+        top = log_evidence[lo]
+        for m in range(lo, hi):
+            top = max(top, log_evidence[m])
+        if top == -np.inf:
+            top = out.dtype.type(0)
+        shift[q] = top
+        for m in range(lo, hi):
+            out[m] = np.exp(log_evidence[m] - top)
+            if out[m] < floor and log_evidence[m] > -np.inf:
+                out[m] = floor
+                lifted += 1
+    return lifted
 
 
 @_compile
@@ -53,53 +99,75 @@ def _propagate(vector, matrix, base, rows, columns, out):
 
 
 @_compile
-def _normalise(vector, size, out):
-    """Write ``vector / sum`` to ``out`` and return the sum."""
+def _lift(vector, size, scale, floor, lift, out):
+    """Write ``vector * scale``, with ``lift`` for what is positive but below ``floor``."""
+    lifted = 0
+    for j in range(size):
+        value = vector[j] * scale
+        small = (value < floor) & (vector[j] > 0)
+        out[j] = lift if small else value
+        lifted += small
+    return lifted
+
+
+@_compile
+def _normalise(vector, size, floor, lift, out):
+    """Write ``vector / sum``, lifted; returns the sum and how many entries were lifted."""
     total = vector[0] * 0
     for j in range(size):
         total += vector[j]
-    if total > 0:
-        inverse = 1 / total
-        for j in range(size):
-            out[j] = vector[j] * inverse
-    return total
+    inverse = 1 / total if total > 0 else total
+    return total, _lift(vector, size, inverse, floor, lift, out)
 
 
 @_compile
 def forward_jobs(
-    first,
-    last,
+    jobs,
     steps,
-    initial,
+    log_initial,
     matrix,
     shift,
     evidence,
     evidence_shift,
     floor,
+    lift,
     keep,
     widest,
     messages,
     scale,
-    log_steps,
-    log_z,
-    scaled,
+    offset,
+    lifted,
 ):
+    """Forward messages; ``scale`` and ``offset`` make up the normaliser of a step.
+
+    From the first impossible step on, ``scale`` and messages are zero.
+    """
     buffer = np.empty(widest, matrix.dtype)
     scratch = np.empty(widest, matrix.dtype)
     soft = len(evidence) > 0
-    for job in range(first, last):
+    one = matrix.dtype.type(1)
+    for job in jobs:
         q0, q1 = steps.step_start[job], steps.step_start[job + 1]
         row = matrix[steps.blocks[job]]
         shifts = shift[steps.blocks[job]]
-        total = 0.0
+        num_lifted = 0
         for q in range(q0, q1):
             size = steps.support_size[q]
             at = steps.message_start[q]
             if q == q0:
                 state = steps.support_start[q]
+                initial = log_initial[steps.initial[job], state : state + size]
+                top = initial[0]
                 for j in range(size):
-                    buffer[j] = initial[steps.initial[job], state + j]
-                offset = 0.0
+                    top = max(top, initial[j])
+                if top == -np.inf:
+                    top = buffer.dtype.type(0)
+                for j in range(size):
+                    buffer[j] = np.exp(initial[j] - top)
+                    if buffer[j] < floor and initial[j] > -np.inf:
+                        buffer[j] = lift
+                        num_lifted += 1
+                offset[q] = top
             else:
                 rows = steps.support_size[q - 1]
                 block = steps.block_index[q - 1]
@@ -109,35 +177,39 @@ def forward_jobs(
                 else:
                     previous = scratch
                 _propagate(previous, row, steps.block_start[block], rows, size, buffer)
-                offset = shifts[block]
+                offset[q] = shifts[block]
             if soft:
+                num_lifted += _lift(buffer, size, one, floor, lift, buffer)
                 for j in range(size):
                     buffer[j] *= evidence[at + j]
-                offset += evidence_shift[q]
-            if keep:
-                normaliser = _normalise(buffer, size, messages[at : at + size])
-            else:
-                normaliser = _normalise(buffer, size, scratch)
-            if not normaliser >= floor:
-                scaled[job] = False
-                break
+                offset[q] += evidence_shift[q]
+            out = messages[at : at + size] if keep else scratch
+            normaliser, low = _normalise(buffer, size, floor, lift, out)
+            num_lifted += low
             scale[q] = normaliser
-            log_steps[q] = np.log(np.float64(normaliser)) + offset
-            total += log_steps[q]
-        log_z[job] = total
+            if normaliser == 0:
+                for rest in range(q + 1, q1):
+                    scale[rest] = 0
+                    offset[rest] = 0
+                if keep:
+                    messages[at : steps.message_start[q1]] = 0
+                break
+        lifted[job] = num_lifted > 0
 
 
 @_compile
-def backward_jobs(first, last, steps, transposed, evidence, widest, messages):
+def backward_jobs(jobs, steps, transposed, evidence, floor, widest, messages):
+    """Normalised messages of the future, lifted; zero where no future is possible."""
     product = np.empty(widest, transposed.dtype)
     soft = len(evidence) > 0
-    for job in range(first, last):
+    one = transposed.dtype.type(1)
+    for job in jobs:
         q0, q1 = steps.step_start[job], steps.step_start[job + 1]
         row = transposed[steps.blocks[job]]
         size = steps.support_size[q1 - 1]
         at = steps.message_start[q1 - 1]
         for i in range(size):
-            messages[at + i] = row.dtype.type(1) / size
+            messages[at + i] = one / size
         for q in range(q1 - 2, q0 - 1, -1):
             size = steps.support_size[q]
             at = steps.message_start[q]
@@ -147,28 +219,48 @@ def backward_jobs(first, last, steps, transposed, evidence, widest, messages):
             if soft:
                 for j in range(columns):
                     product[j] = follower[j] * evidence[after + j]
+                _lift(product, columns, one, floor, floor, product)
                 follower = product
             out = messages[at : at + size]
             base = steps.block_start[steps.block_index[q]]
             _propagate(follower, row, base, columns, size, out)
-            _normalise(out, size, out)
+            _normalise(out, size, floor, floor, out)
 
 
 @_compile
-def overlaps(first, last, steps, forward, backward, floor, scaled, overlap):
-    for job in range(first, last):
-        for q in range(steps.step_start[job], steps.step_start[job + 1]):
+def certify(steps, forward, backward, scale, soft, floor, tolerance, overlap, exact):
+    """Overlaps of both messages, and which jobs they prove exact."""
+    for job in range(len(exact)):
+        q0, q1 = steps.step_start[job], steps.step_start[job + 1]
+        risk = 0.0
+        for q in range(q0, q1):
             total = forward[0] * 0
             for m in range(steps.message_start[q], steps.message_start[q + 1]):
                 total += forward[m] * backward[m]
             overlap[q] = total
-            if not total >= floor:
-                scaled[job] = False
+            added = 4.0 + soft * steps.support_size[q]
+            risk += (added / scale[q] + 2) / np.float64(total)
+        # Impossible data are known for certain: zeros are never lifted.
+        exact[job] = scale[q1 - 1] == 0 or floor * risk <= tolerance
+
+
+@_compile
+def agree(jobs, steps, scale, other, tolerance, exact):
+    """Which jobs have the same normalisers, up to each step, in both passes."""
+    for job in jobs:
+        gap = 0.0
+        for q in range(steps.step_start[job], steps.step_start[job + 1]):
+            if scale[q] == 0:
+                break
+            gap += np.log(scale[q] / other[q]) if scale[q] != other[q] else 0.0
+            if not abs(gap) <= tolerance:
+                exact[job] = False
+                break
 
 
 @_compile
 def block_counts(
-    first, last, order, group, steps, rows_of, columns_of, job_of, sweep, factor, widest, counts
+    first, last, order, group, steps, rows_of, columns_of, sweep, factor, widest, counts
 ):
     """Counts of shared blocks: ``T * sum_t factor_t alpha_t (x) beta_t``, four steps at a time."""
     matrix, forward, backward, evidence = sweep
@@ -177,12 +269,14 @@ def block_counts(
     right = np.zeros((4, widest), matrix.dtype)
     at = np.zeros(4, np.int64)
     for block in range(first, last):
+        position, end = group[block], group[block + 1]
+        if position == end:
+            continue  # its supports may be wider than any that these jobs meet
         rows, columns = rows_of[block], columns_of[block]
         for i in range(rows):
             line = total[i]
             for j in range(columns):
                 line[j] = 0
-        position, end = group[block], group[block + 1]
         while position < end:
             lanes = min(4, end - position)
             for lane in range(4):
@@ -244,9 +338,9 @@ def job_counts(jobs, steps, sweep, factor, counts):
 
 
 @_compile
-def state_marginals(first, last, steps, forward, backward, gain, whole, marginals, initial):
+def state_marginals(steps, forward, backward, gain, whole, marginals, initial):
     """Posterior of every step (``whole``) or of the first step of each job only."""
-    for job in range(first, last):
+    for job in range(len(steps.initial)):
         q0 = steps.step_start[job]
         q1 = steps.step_start[job + 1] if whole else q0 + 1
         for q in range(q0, q1):
@@ -260,138 +354,10 @@ def state_marginals(first, last, steps, forward, backward, gain, whole, marginal
 
 
 @_compile
-def transpose(matrix, block_start, rows_of, columns_of, out):
-    for k in range(len(matrix)):
-        for block in range(len(rows_of)):
-            rows, columns, base = rows_of[block], columns_of[block], block_start[block]
-            for i in range(rows):
-                for j in range(columns):
-                    out[k, base + j * rows + i] = matrix[k, base + i * columns + j]
-
-
-@_compile
-def scale_evidence(steps, log_evidence, out, shift):
-    for q in range(len(shift)):
-        lo, hi = steps.message_start[q], steps.message_start[q + 1]
-        top = log_evidence[lo]
-        for m in range(lo, hi):
-            top = max(top, log_evidence[m])
-        if top == -np.inf:
-            top = out.dtype.type(0)
-        shift[q] = top
-        for m in range(lo, hi):
-            out[m] = np.exp(log_evidence[m] - top)
-
-
-@_compile
-def viterbi_jobs(first, last, steps, log_initial, log_blocks, log_evidence, seed, back, states):
-    widest = len(back[0])
-    best = np.empty(widest, log_blocks.dtype)
-    previous = np.empty(widest, log_blocks.dtype)
-    arrived = np.empty(widest, np.int64)
-    soft = len(log_evidence) > 0
-    random = seed != 0
-    for job in range(first, last):
-        q0, q1 = steps.step_start[job], steps.step_start[job + 1]
-        row = log_blocks[steps.blocks[job]]
-        noise = np.uint64(seed + job * 7919) | np.uint64(1)
-        for q in range(q0, q1):
-            size = steps.support_size[q]
-            if q == q0:
-                state = steps.support_start[q]
-                for j in range(size):
-                    best[j] = log_initial[steps.initial[job], state + j]
-            else:
-                rows = steps.support_size[q - 1]
-                base = steps.block_start[steps.block_index[q - 1]]
-                pointer = back[q]
-                for j in range(size):
-                    best[j] = -np.inf
-                    pointer[j] = 0
-                if random:
-                    for j in range(size):
-                        arrived[j] = 0
-                    for i in range(rows):
-                        line = row[base + i * size : base + (i + 1) * size]
-                        for j in range(size):
-                            value = previous[i] + line[j]
-                            if value > best[j]:
-                                best[j] = value
-                                pointer[j] = i
-                                arrived[j] = 1
-                            elif value == best[j] and value > -np.inf:
-                                arrived[j] += 1
-                                noise = _xorshift(noise)
-                                if noise % np.uint64(arrived[j]) == 0:
-                                    pointer[j] = i
-                else:
-                    for i in range(rows):
-                        line = row[base + i * size : base + (i + 1) * size]
-                        score = previous[i]
-                        for j in range(size):
-                            value = score + line[j]
-                            better = value > best[j]
-                            pointer[j] = i if better else pointer[j]
-                            best[j] = value if better else best[j]
-            if soft:
-                at = steps.message_start[q]
-                for j in range(size):
-                    best[j] += log_evidence[at + j]
-            top = best[0]
-            for j in range(size):
-                top = max(top, best[j])
-            if top == -np.inf:
-                top = best.dtype.type(0)
-            for j in range(size):
-                previous[j] = best[j] - top
-        state = 0
-        ties = 0
-        for j in range(steps.support_size[q1 - 1]):
-            if previous[j] > previous[state] or j == 0:
-                state = j
-                ties = 1
-            elif random and previous[j] == previous[state]:
-                ties += 1
-                noise = _xorshift(noise)
-                if noise % np.uint64(ties) == 0:
-                    state = j
-        for q in range(q1 - 1, q0 - 1, -1):
-            states[q] = state
-            if q > q0:
-                state = back[q, state]
-
-
-@_compile
-def _xorshift(noise):
-    noise ^= noise << np.uint64(13)
-    noise ^= noise >> np.uint64(7)
-    noise ^= noise << np.uint64(17)
-    return noise
-
-
-@_compile
-def score_jobs(first, last, steps, log_initial, log_blocks, log_evidence, states, score):
-    """Joint log-probability of one path a job, in float64."""
-    soft = len(log_evidence) > 0
-    for job in range(first, last):
-        q0, q1 = steps.step_start[job], steps.step_start[job + 1]
-        total = np.float64(log_initial[steps.initial[job], steps.support_start[q0] + states[q0]])
-        for q in range(q0, q1):
-            if soft:
-                total += np.float64(log_evidence[steps.message_start[q] + states[q]])
-            if q + 1 < q1:
-                base = steps.block_start[steps.block_index[q]]
-                columns = steps.support_size[q + 1]
-                at = base + states[q] * columns + states[q + 1]
-                total += np.float64(log_blocks[steps.blocks[job], at])
-        score[job] = total
-
-
-@_compile
-def draw_jobs(first, last, steps, matrix, forward, uniforms, floor, widest, scaled, states):
+def draw_jobs(jobs, steps, matrix, forward, uniforms, widest, states):
     """Backward sampling; ``states`` is ``(samples, Q)``."""
     weights = np.empty(widest, np.float64)
-    for job in range(first, last):
+    for job in jobs:
         q0, q1 = steps.step_start[job], steps.step_start[job + 1]
         row = matrix[steps.blocks[job]]
         for sample in range(len(uniforms)):
@@ -410,12 +376,9 @@ def draw_jobs(first, last, steps, matrix, forward, uniforms, floor, widest, scal
                         potential = np.float64(row[at_column + i * columns])
                         weights[i] = np.float64(forward[at + i]) * potential
                         total += weights[i]
-                if not total >= floor:
-                    scaled[job] = False
-                    break
                 target = uniforms[sample, q] * total
                 running = 0.0
-                chosen = -1
+                chosen = 0
                 for i in range(size):
                     if weights[i] > 0:
                         running += weights[i]

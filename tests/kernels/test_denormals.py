@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-from chmm_pyro import messages
 from chmm_pyro._kernels.denormals import FlushedDenormals, flush_denormals
 from chmm_pyro.clones import CloneStructure
 from chmm_pyro.distribution import CloneHMM
@@ -72,7 +71,9 @@ def test_threads_of_the_kernels_flush():
         hmm = sparse(20_000)  # enough work for a second thread
         probs = hmm.smooth(torch.zeros(20_000).long()).probs
         assert not ((probs > 0) & (probs < TINY)).any()
-        pool = messages.numba_cpu._pool
+        from chmm_pyro._kernels import numba_threads
+
+        pool = numba_threads._pool
         assert pool._initializer is flush_denormals
         assert not pool.submit(keeps_denormals).result()
     finally:

@@ -194,9 +194,9 @@ def test_arguments_are_not_changed(backend):
 
 def test_threads_change_nothing(backend, monkeypatch):
     if backend.on_arrays:
-        from chmm_pyro._kernels import numba_cpu
+        from chmm_pyro._kernels import numba_threads
 
-        monkeypatch.setattr(numba_cpu, "_PARALLEL_WORK", 0)
+        monkeypatch.setattr(numba_threads, "_PARALLEL_WORK", 0)
     cases = ragged_cases(evidence="states")
     exact = enumerated(cases, backend.dtype)
     problem = make_problem(cases, backend.dtype)
