@@ -9,6 +9,8 @@ import pandas as pd
 import pytest
 from conftest import import_benchmark
 
+from chmm_pyro.sequences import SequenceBatch
+
 
 def test_speed_checks_and_times(monkeypatch, tmp_path):
     speed = import_benchmark(monkeypatch, "speed")
@@ -85,3 +87,38 @@ def test_gumbel_viterbi_resumes_and_summarises(monkeypatch, tmp_path, capsys):
     assert (
         shown[0] == (tmp_path / "gumbel_viterbi.txt").read_text(encoding="utf-8").split("\n\n")[0]
     )
+
+
+def test_minigrid_maps_predict_and_lead_to_the_goal(monkeypatch, tmp_path):
+    script = import_benchmark(monkeypatch, "minigrid_maps")
+    out = tmp_path / "minigrid.csv"
+    chosen = ["--worlds", "MiniGrid-Empty-5x5-v0", "--seeds", "0", "--steps", "3000"]
+    script.main([*chosen, "--trials", "10", "--out", str(out)])
+    (row,) = pd.read_csv(out).to_dict("records")
+    assert row["num_nodes"] == row["poses"] and row["purity"] == 1.0
+    assert row["map_accuracy"] > row["ngram_16_accuracy"] > row["ngram_1_accuracy"]
+    assert row["plan_arrives"] and row["plan_steps"] == row["fewest_steps"]
+    assert row["navigated"] == 1.0
+    assert (tmp_path / "minigrid_Empty.png").stat().st_size > 10_000
+    script.main([*chosen, "--trials", "10", "--out", str(out)])
+    assert len(pd.read_csv(out)) == 1, "a run that is there already was repeated"
+
+
+def test_ngrams_shorten_what_they_have_not_seen(monkeypatch):
+    script = import_benchmark(monkeypatch, "minigrid_maps")
+    train = SequenceBatch.from_arrays([[0, 1, 0, 2, 0, 1, 0, 2]])
+    one, two = (script.NGram(train, order) for order in (1, 2))
+    assert one.accuracy(train) == 5 / 7  # after 0 comes 1 or 2
+    assert two.accuracy(train) == 1.0  # the very first 0 is followed by 1
+    assert two.accuracy(SequenceBatch.from_arrays([[2, 2, 0]])) == 0.5  # (2, 2) is new, 2 is not
+
+
+def test_cells_are_counted_and_drawn(monkeypatch, tmp_path):
+    chosen = ["--experiments", "splitter", "--seeds", "0"]
+    import_benchmark(monkeypatch, "cells").main([*chosen, "--out", str(tmp_path)])
+    table = pd.read_csv(tmp_path / "cells.csv")
+    splitters = table[table["cells_of"] == "splitter"]
+    assert (splitters["cells"] == splitters["expected"]).all() and splitters["worst"].min() > 0.9
+    control = table[table["cells_of"] == "splitter, random turns"]
+    assert control["median"].max() < 0.75
+    assert (tmp_path / "cells.png").stat().st_size > 10_000
