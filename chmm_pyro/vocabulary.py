@@ -164,10 +164,12 @@ class Vocabulary:
         bad = symbols == unknown
         if bad.any():
             if unseen == "error":
+                more = int(bad.sum()) - 1
                 raise ValueError(
-                    f"{name} holds {labels[codes[np.argmax(bad)]]!r} ({int(bad.sum())} cells with "
-                    f"such labels), expected one of the {unknown} of the vocabulary; fix the data "
-                    "or the vocabulary, or for observations pass unseen='missing'."
+                    f"{name} holds {labels[codes[np.argmax(bad)]]!r}"
+                    f"{f' and {more} more such cells' if more else ''}, expected one of the "
+                    f"{unknown} labels of the vocabulary; fix the data or the vocabulary, or for "
+                    "observations pass unseen='missing' (chmm: --unseen missing)."
                 )
             symbols[bad] = MISSING
         return symbols
