@@ -164,12 +164,12 @@ class Vocabulary:
         bad = symbols == unknown
         if bad.any():
             if unseen == "error":
-                more = int(bad.sum()) - 1
+                cells = "1 cell" if bad.sum() == 1 else f"{int(bad.sum())} cells"
                 raise ValueError(
-                    f"{name} holds {labels[codes[np.argmax(bad)]]!r}"
-                    f"{f' and {more} more such cells' if more else ''}, expected one of the "
-                    f"{unknown} labels of the vocabulary; fix the data or the vocabulary, or for "
-                    "observations pass unseen='missing' (chmm: --unseen missing)."
+                    f"{name} holds {labels[codes[np.argmax(bad)]]!r} ({cells} with unknown "
+                    f"labels), expected one of the {unknown} labels of the vocabulary; fix the "
+                    "data or the vocabulary, or for observations pass unseen='missing' "
+                    "(--unseen missing)."
                 )
             symbols[bad] = MISSING
         return symbols
