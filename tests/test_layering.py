@@ -24,7 +24,9 @@ POSTERIOR = frozenset(
 )
 BESIDE = frozenset({"environments", "plotting", "recorder", "scores"}) | MAPS | PLANNING
 LAYERS: tuple[frozenset[str], ...] = (
-    frozenset({"atomic", "beliefs", "clones", "graph_layout", "logits", "merging", "simplex"}),
+    frozenset(
+        {"atomic", "beliefs", "clones", "graph_layout", "logits", "merging", "passages", "simplex"}
+    ),
     frozenset({"vocabulary"}),
     frozenset({"_readers"}),
     frozenset({"sequences"}),
