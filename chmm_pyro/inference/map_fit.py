@@ -3,7 +3,7 @@ r"""From sequences to a compact map, without a hand-set number of clones or thre
 The recipe, with what each part is for (measured on the published rooms; the experiment is
 ``benchmarks/map_recovery.py``):
 
-1. **Overcomplete start.**  Some 160 clones, shared among the symbols by how often they are seen, and
+1. **Overcomplete start.**  160 clones, shared among the symbols by how often they are seen, and
    MAP-EM from random counts.  A symbol seen half the time, such as the uniform core of the empty
    room, gets half of the clones: with equally many for every symbol that room needs 630 states and
    four times the time.  EM is natural-gradient ascent with step one; from the same start it gives
@@ -239,7 +239,7 @@ class _Search:
         num_rounds: int,
         record: Callable[[str, _Map], None],
     ) -> _Map | None:
-        """EM from random counts until the map is plain or stalls; None if there are too few clones."""
+        """EM from random counts until the map is plain or stalls; None with too few clones."""
         budget = self.budget(num_clones)
         room_to_grow = (self.budget(2 * num_clones) > budget).any()
         states = int(budget.sum())
@@ -249,9 +249,9 @@ class _Search:
         for _ in range(num_rounds):
             model, found = self._climb(model, pseudocount)
             record("round", found)
-            if best is None and found.mixed.any() and room_to_grow:
-                if len(found.symbols) > _SATURATED * states:
-                    return None
+            saturated = room_to_grow and len(found.symbols) > _SATURATED * states
+            if best is None and found.mixed.any() and saturated:
+                return None
             stalled = best is not None and found.length > _PROGRESS * best.length
             if best is None or found.length < best.length:
                 best = found
