@@ -19,7 +19,7 @@ PLANNING = frozenset({"hierarchy", "navigation", "place_fields", "planning", "po
 POSTERIOR = frozenset(
     {
         *("map_posterior", "posterior", "posterior_draws", "posterior_plots"),
-        *("posterior_summaries", "relabelling"),
+        *("posterior_summaries", "relabelling", "saved_draws"),
     }
 )
 BESIDE = frozenset({"environments", "plotting", "recorder", "scores"}) | MAPS | PLANNING
