@@ -96,6 +96,9 @@ def navigate(
     between hypotheses that look alike, so an arrival that is not certain enough is followed by
     the actions that tell this state from the next most probable one.
 
+    The best action of a wrong hypothesis may never have been tried where the walker really is, such
+    as a step into a wall; it is believed to do nothing there.
+
     Args:
         cognitive_map: of the world.
         goal: a state, or several.
@@ -127,9 +130,10 @@ def navigate(
     if not 0 < confidence <= 1:
         raise ValueError(f"confidence = {confidence}, expected a probability above 0.")
     policy = shortest_policy(cognitive_map, goal)
+    believing = _idle_where_untried(cognitive_map)
     obs, actions = [int(first_symbol)], list[int]()
     first = SequenceBatch.from_arrays(obs, num_actions=cognitive_map.num_actions)
-    current = cognitive_map.localise(first, belief=belief).belief
+    current = believing.localise(first, belief=belief).belief
     hypothesis = int(current.argmax())
     to_do: deque[int] = deque()
     while current[policy.goal].sum() < confidence:
@@ -145,12 +149,23 @@ def navigate(
         actions.append(action)
         obs.append(int(act(action)))
         step = SequenceBatch.from_arrays([MISSING, obs[-1]], [action])
-        current = cognitive_map.localise(step, belief=current).belief
+        current = believing.localise(step, belief=current).belief
         # Among equals the hypothesis pursued so far wins: changing it might undo the last step.
         hypothesis = int(cognitive_map.likely_targets[hypothesis, action])
         if hypothesis < 0 or current[hypothesis] < _TIE * current.max():
             hypothesis = int(current.argmax())
     return Journey(actions, obs, current)
+
+
+def _idle_where_untried(cognitive_map: CognitiveMap) -> CognitiveMap:
+    """The map with a loop wherever it does not know what an action does."""
+    node, action = np.nonzero(~cognitive_map.tried)
+    loops = np.stack([node, action, node], axis=1)
+    return cognitive_map.with_edges(
+        np.concatenate([cognitive_map.edges, loops]),
+        np.concatenate([cognitive_map.counts, np.zeros(len(loops))]),
+        np.concatenate([cognitive_map.probabilities, np.ones(len(loops))]),
+    )
 
 
 def _next_actions(policy: Policy, belief: NDArray[np.float64], hypothesis: int) -> list[int]:

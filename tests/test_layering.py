@@ -19,14 +19,12 @@ PLANNING = frozenset({"hierarchy", "navigation", "place_fields", "planning", "po
 POSTERIOR = frozenset(
     {
         *("map_posterior", "posterior", "posterior_draws", "posterior_plots"),
-        *("posterior_summaries", "relabelling", "saved_draws"),
+        *("posterior_summaries", "relabelling"),
     }
 )
 BESIDE = frozenset({"environments", "plotting", "recorder", "scores"}) | MAPS | PLANNING
 LAYERS: tuple[frozenset[str], ...] = (
-    frozenset(
-        {"atomic", "beliefs", "clones", "graph_layout", "logits", "merging", "passages", "simplex"}
-    ),
+    frozenset({"atomic", "beliefs", "clones", "graph_layout", "logits", "merging", "simplex"}),
     frozenset({"vocabulary"}),
     frozenset({"_readers"}),
     frozenset({"sequences"}),

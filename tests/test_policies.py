@@ -193,6 +193,22 @@ def test_walks_to_the_goal_from_anywhere_without_knowing_where(name):
         assert len(journey.obs) == len(journey.actions) + 1
 
 
+def test_steps_into_walls_that_were_never_tried_do_not_confuse_the_walker():
+    """A wrong hypothesis leads into walls about which the map knows nothing."""
+    room = Room(published_room("two_rooms_13x9").layout, walls="never")
+    cognitive_map = CognitiveMap.from_room(room)
+    bumps = 0
+    for start, goal in np.random.default_rng(0).integers(room.num_places, size=(40, 2)).tolist():
+        world = World(room, start)
+        journey = navigate(cognitive_map, goal, world.act, first_symbol=world.symbol)
+        assert world.place == goal
+        place = start
+        for action in journey.actions:
+            bumps += not room.tried[place, action]
+            place = room.step(place, action)
+    assert bumps > 0
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_hypotheses_that_look_alike_are_pursued_to_the_end(seed):
     """In a uniform core under shuffled names, changing one's mind would be going in circles."""

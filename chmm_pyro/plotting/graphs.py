@@ -13,6 +13,7 @@ from matplotlib.colors import to_rgba_array
 from matplotlib.lines import Line2D
 from matplotlib.patches import FancyArrowPatch
 from numpy.typing import ArrayLike, NDArray
+from scipy.spatial import KDTree
 
 from ..distribution import CloneHMM
 from ..graph_layout import unfold
@@ -31,7 +32,7 @@ Labels = Literal["auto", "symbol", "state", "none"]
 
 # Diameters of nodes in lengths of an edge.
 _SMALLEST, _LARGEST, _WITH_TEXT = 0.26, 0.62, 0.56
-_CROWD = 0.2  # radius of the circle on which states of one place stand
+_CROWD = 0.24  # radius of the circle on which states of one place stand
 
 
 class _Model(Protocol):
@@ -84,12 +85,13 @@ def plot_map(
     *,
     positions: Positions = "unfold",
     labels: Labels = "auto",
+    arrows: bool = True,
     vocabulary: Vocabulary | None = None,
 ) -> Axes:
     """A map as a graph.
 
     Colours are symbols; nodes and edges grow with use.  All actions and both directions share an
-    edge, arrows mark edges of one direction; staying at a node is not drawn.
+    edge; staying at a node is not drawn.
 
     Args:
         cognitive_map: the map.
@@ -97,6 +99,7 @@ def plot_map(
         positions: as in :func:`map_layout`.
         labels: what is written on nodes; ``"auto"`` is the symbol if there are more than eight,
             which colours alone cannot tell apart.
+        arrows: mark edges of one direction.
         vocabulary: what the symbols are called.
 
     Example:
@@ -117,7 +120,7 @@ def plot_map(
         "symbol": [name_of(symbol, vocabulary) for symbol in cognitive_map.symbols.tolist()],
     }[labels]
     xy = map_layout(cognitive_map, positions)
-    _draw(ax, cognitive_map, xy, texts)
+    _draw(ax, cognitive_map, xy, texts, arrows=arrows)
     if labels != "symbol":
         _legend(ax, shown.tolist(), vocabulary)
     ax.set_title(f"{cognitive_map.num_nodes} places, {len(shown)} symbols")
@@ -237,7 +240,8 @@ def plot_consolidation(
                 "data that both maps were read from."
             )
         old = _spread(xy[after.node_of([place_of[state] for state in before.states.tolist()])])
-    plot_map(before, pair[0], positions=old, labels="none", vocabulary=vocabulary)
+    # Duplicates are entered from here and left to there: arrows would hide everything else.
+    plot_map(before, pair[0], positions=old, labels="none", arrows=False, vocabulary=vocabulary)
     plot_map(after, pair[1], positions=xy, labels="none", vocabulary=vocabulary)
     if (legend := pair[0].get_legend()) is not None:
         legend.remove()
@@ -287,6 +291,7 @@ def _draw(
     texts: Sequence[str] | None,
     *,
     path: IntArray | None = None,
+    arrows: bool = True,
 ) -> None:
     """Edges, nodes, a path over them, and texts; in this order, all in lengths of an edge."""
     pairs, used, both_ways = _traffic(cognitive_map)
@@ -295,10 +300,13 @@ def _draw(
     diameters = unit * (_SMALLEST + (_LARGEST - _SMALLEST) * usage)
     if texts is not None and path is None:
         diameters = np.maximum(diameters, unit * _WITH_TEXT)
+    diameters = np.minimum(diameters, _room_for_nodes(xy))
     colors = symbol_colors(int(cognitive_map.symbols.max()) + 1)[cognitive_map.symbols]
     if path is not None:
         on_path = np.isin(np.arange(len(xy)), path)
-        diameters = np.where(on_path, unit * _LARGEST, unit * _SMALLEST)
+        diameters = np.minimum(
+            np.where(on_path, unit * _LARGEST, unit * _SMALLEST), _room_for_nodes(xy)
+        )
         colors = np.where(on_path[:, None], colors, 0.4 * colors + 0.6)
     widths = 0.6 + 2.6 * np.sqrt(used / used.max(initial=1.0))
     ax.add_collection(
@@ -310,7 +318,7 @@ def _draw(
             zorder=1,
         )
     )
-    for begin, end in pairs[~both_ways].tolist():
+    for begin, end in pairs[~both_ways & arrows].tolist():
         _arrow(ax, xy[begin], xy[end], color=INK, linewidth=0.6, zorder=1.5)
     borders = to_rgba_array("white").repeat(len(xy), axis=0)
     if path is not None:
@@ -342,6 +350,13 @@ def _draw(
 def _typical_length(xy: FloatArray, pairs: IntArray) -> float:
     lengths = np.linalg.norm(xy[pairs[:, 0]] - xy[pairs[:, 1]], axis=1)
     return float(np.median(lengths)) if len(lengths) and np.median(lengths) > 0 else 1.0
+
+
+def _room_for_nodes(xy: FloatArray) -> FloatArray:
+    """``(N,)`` diameters at which no node overlaps its nearest neighbour."""
+    if len(xy) < 2:
+        return np.full(len(xy), np.inf)
+    return 0.95 * KDTree(xy).query(xy, k=2)[0][:, 1]
 
 
 def _arrow(ax: Axes, begin: FloatArray, end: FloatArray, **style: Any) -> None:
