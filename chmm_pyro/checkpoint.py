@@ -1,7 +1,8 @@
 r"""Fitted models on disk: a folder with ``config.json`` and the tensors that it names.
 
 ``config.json`` is plain JSON: what the model is, the labels of its symbols and actions, the
-settings and history of the fit, versions, and the name and SHA-256 of a ``model-*.safetensors``.
+settings and history of the fit, versions, and the name and SHA-256 of a ``model-*.safetensors``
+and, where the fit has draws of a posterior, of a ``draws-*.safetensors``.
 Replacing ``config.json`` in one step is what publishes a new checkpoint: until then the old one is
 complete, and other files of the folder are never touched.  Nothing is ever unpickled.
 """
@@ -27,10 +28,12 @@ from .atomic import write_atomically
 from .clones import CloneStructure
 from .inference.result import FitResult
 from .models.base import CloneModel
+from .models.bayesian import BayesianCHMM
 from .models.enumerated import EnumeratedCHMM
 from .models.point import PointCHMM
 from .models.relaxed import RelaxedCHMM
 from .parameters import BlockTransition, CountTransition, SoftmaxTransition
+from .saved_draws import describe_prior, pack_draws, unpack_draws
 from .tables import BlockColumns
 from .vocabulary import Vocabulary
 
@@ -38,6 +41,7 @@ __all__ = [
     "FORMAT_VERSION",
     "Checkpoint",
     "load_checkpoint",
+    "load_draws",
     "package_version",
     "save_checkpoint",
 ]
@@ -95,8 +99,8 @@ def save_checkpoint(
 
     Args:
         path: a folder, made if it does not exist.
-        result_or_model: a fit with its history and settings, or a model alone.  Guides, draws and
-            data are not saved.
+        result_or_model: a fit with its history, settings and posterior draws, or a model alone.
+            Guides and data are not saved.
         vocabulary: labels of the symbols; by default those of the data fitted.
         action_vocabulary: labels of the actions; by default those of the data fitted.
         settings: added to those of the fit; values that JSON can hold.
@@ -134,12 +138,12 @@ def save_checkpoint(
     if isinstance(model.transition, BlockTransition):
         tensors[_TRIPLES] = torch.from_numpy(model.transition.columns.triples)
     data = safetensors.torch.save({k: v.contiguous().cpu() for k, v in tensors.items()})
-    digest = hashlib.sha256(data).hexdigest()
-    config = {
+    files = {"tensors": (_named("model", data), data)}
+    config: dict[str, Any] = {
         "format": "chmm-pyro checkpoint",
         "format_version": FORMAT_VERSION,
         "package_version": package_version(),
-        "tensors": {"file": f"model-{digest[:12]}.safetensors", "sha256": digest},
+        "tensors": files["tensors"][0],
         "model": _describe(model),
         "vocabulary": _labels("vocabulary", vocabulary, model.clones.num_symbols),
         "action_vocabulary": _labels("action_vocabulary", action_vocabulary, model.num_actions),
@@ -148,13 +152,24 @@ def save_checkpoint(
         ),
         "history": {} if result is None else _history(result),
     }
+    prior = None if result is None else result.prior_model
+    if result is not None and result.draws is not None and isinstance(prior, BayesianCHMM):
+        packed = pack_draws(prior, result.draws)
+        files["draws"] = (_named("draws", packed), packed)
+        config["draws"] = {**files["draws"][0], "prior": describe_prior(prior)}
     text = json.dumps(config, indent=1, allow_nan=False)
     folder.mkdir(parents=True, exist_ok=True)
-    stale = _tensor_file(folder)
-    write_atomically(folder / config["tensors"]["file"], data)
+    stale = _named_files(folder)
+    for name, content in files.values():
+        write_atomically(folder / name["file"], content)
     write_atomically(folder / _CONFIG, text.encode())
-    if stale is not None and stale.name != config["tensors"]["file"]:
-        stale.unlink(missing_ok=True)
+    for path in stale - {folder / name["file"] for name, _ in files.values()}:
+        path.unlink(missing_ok=True)
+
+
+def _named(kind: str, data: bytes) -> dict[str, str]:
+    digest = hashlib.sha256(data).hexdigest()
+    return {"file": f"{kind}-{digest[:12]}.safetensors", "sha256": digest}
 
 
 def load_checkpoint(path: str | PathLike[str]) -> Checkpoint:
@@ -166,20 +181,7 @@ def load_checkpoint(path: str | PathLike[str]) -> Checkpoint:
             not fit the description.
     """
     folder = Path(path)
-    if not (folder / _CONFIG).is_file():
-        raise FileNotFoundError(
-            f"path = {str(path)!r} is not a checkpoint: there is no {_CONFIG} in it; check its "
-            "spelling, or write one with save_checkpoint."
-        )
-    for _ in range(3):  # a writer may replace the checkpoint between the two reads
-        config = _read_config(folder)
-        try:
-            tensors = _read_tensors(folder, config)
-            break
-        except FileNotFoundError:
-            continue
-    else:
-        raise _unreadable(folder, f"{config['tensors']['file']} is missing")
+    config, tensors = _read(folder, "tensors")
     try:
         return Checkpoint(
             model=_rebuild(config["model"], tensors),
@@ -192,6 +194,52 @@ def load_checkpoint(path: str | PathLike[str]) -> Checkpoint:
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         reason = f"{error} is not described" if isinstance(error, KeyError) else str(error)
         raise _unreadable(folder, reason) from error
+
+
+def load_draws(path: str | PathLike[str]) -> tuple[BayesianCHMM, dict[str, Tensor]]:
+    """The posterior draws of a fit that :func:`save_checkpoint` wrote.
+
+    Returns:
+        The model with priors, and draws ``(chain, draw, ...)`` by name as in
+        :class:`~chmm_pyro.inference.result.FitResult`.
+
+    Raises:
+        FileNotFoundError: no checkpoint at ``path``.
+        ValueError: a fit without draws, or a damaged file.
+    """
+    folder = Path(path)
+    if "draws" not in _open(folder):
+        raise ValueError(
+            f"path = {str(path)!r} holds a fit without posterior draws, expected one by gibbs, "
+            "nuts or vb; fit again with `chmm fit --method gibbs` or fit_gibbs."
+        )
+    config, tensors = _read(folder, "draws")
+    try:
+        return unpack_draws(config["draws"]["prior"], tensors)
+    except (KeyError, TypeError, ValueError) as error:
+        reason = f"{error} is not described" if isinstance(error, KeyError) else str(error)
+        raise _unreadable(folder, reason) from error
+
+
+def _open(folder: Path) -> dict[str, Any]:
+    """What ``config.json`` says."""
+    if not (folder / _CONFIG).is_file():
+        raise FileNotFoundError(
+            f"path = {str(folder)!r} is not a checkpoint: there is no {_CONFIG} in it; check its "
+            "spelling, or write one with save_checkpoint."
+        )
+    return _read_config(folder)
+
+
+def _read(folder: Path, kind: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The configuration and one of its files of tensors."""
+    for _ in range(3):  # a writer may replace the checkpoint between the two reads
+        config = _open(folder)
+        try:
+            return config, _read_tensors(folder, config[kind])
+        except FileNotFoundError:
+            continue
+    raise _unreadable(folder, f"{config[kind]['file']} is missing")
 
 
 def _unreadable(folder: Path, reason: str) -> ValueError:
@@ -266,12 +314,14 @@ def _rebuild(described: dict[str, Any], tensors: dict[str, Tensor]) -> CloneMode
 # ------------------------------------------------------------------------------ reading
 
 
-def _tensor_file(folder: Path) -> Path | None:
-    """The tensors that the checkpoint in ``folder`` names, if it can be read."""
+def _named_files(folder: Path) -> set[Path]:
+    """The files of tensors that the checkpoint in ``folder`` names, if it can be read."""
     try:
-        return folder / Path(_read_config(folder)["tensors"]["file"]).name
-    except (OSError, ValueError):
-        return None
+        config = _read_config(folder)
+        kinds = [kind for kind in ("tensors", "draws") if kind in config]
+        return {folder / Path(config[kind]["file"]).name for kind in kinds}
+    except (OSError, ValueError, KeyError, TypeError):
+        return set()
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
@@ -291,15 +341,15 @@ def _read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def _read_tensors(folder: Path, config: dict[str, Any]) -> dict[str, Tensor]:
-    name = Path(config["tensors"]["file"]).name
+def _read_tensors(folder: Path, named: dict[str, Any]) -> dict[str, Tensor]:
+    name = Path(named["file"]).name
     data = (folder / name).read_bytes()
     found = hashlib.sha256(data).hexdigest()
-    if found != config["tensors"]["sha256"]:
+    if found != named["sha256"]:
         raise _unreadable(
             folder,
             f"{name} ({len(data):,} bytes) is truncated or changed: its SHA-256 begins with "
-            f"{found[:12]}, not with {config['tensors']['sha256'][:12]}",
+            f"{found[:12]}, not with {named['sha256'][:12]}",
         )
     try:
         return safetensors.torch.load(data)

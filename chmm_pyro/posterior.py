@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, get_args
 
 import arviz as az
@@ -18,7 +18,7 @@ from .posterior_draws import DIMS, PosteriorDraws, flat_steps, posterior_draws
 from .sequences import SequenceBatch
 from .vocabulary import Vocabulary
 
-__all__ = ["Group", "to_inference_data"]
+__all__ = ["Group", "from_groups", "to_inference_data"]
 
 Group = Literal[
     "posterior",
@@ -257,28 +257,43 @@ def _coordinates(draws: PosteriorDraws) -> dict[str, tuple[str, NDArray[Any]]]:
 
 
 def _in_arviz(groups: dict[str, Arrays], draws: PosteriorDraws) -> Any:
-    """The groups in the class of the installed ArviZ."""
+    """The groups with their coordinates."""
+    made = from_groups(groups, {**DIMS, **_STEP_DIMS})
+    coordinates = _coordinates(draws)
+    seen = draws.batch.flat_obs.numpy() != MISSING
+    for group in groups:
+        kept = _scored(draws) if group == "log_likelihood" else seen
+        own = {
+            name: (dim, values[kept] if dim == "step" else values)
+            for name, (dim, values) in coordinates.items()
+            if dim in made[group].dims
+        }
+        if hasattr(made[group], "to_dataset"):  # a node of a DataTree
+            made[group].dataset = made[group].to_dataset().assign_coords(own)
+        else:
+            setattr(made, group, made[group].assign_coords(own))
+    return made
+
+
+def from_groups(
+    groups: Mapping[str, Mapping[str, NDArray[Any]]], dims: Mapping[str, Sequence[str]]
+) -> Any:
+    """Arrays by group and name in the class of the installed ArviZ.
+
+    Args:
+        groups: variables ``(chain, draw, ...)``; observed data without the first two.
+        dims: names of the other dimensions of each variable.
+
+    Raises:
+        ValueError: an ArviZ of an unknown version.
+    """
     major = az.__version__.split(".")[0]
     if major not in ("0", "1"):
         raise ValueError(
             f"arviz.__version__ = {az.__version__}, expected 0.x or 1.x: the form that from_dict "
             "of other versions takes is unknown; install one of these or a newer chmm-pyro."
         )
-    dims = {name: list(own) for name, own in {**DIMS, **_STEP_DIMS}.items()}
-    tree = major == "1"
-    made = az.from_dict(groups, dims=dims) if tree else az.from_dict(**groups, dims=dims)
-    coordinates = _coordinates(draws)
-    seen = draws.batch.flat_obs.numpy() != MISSING
-    for group in groups:
-        data = made[group].to_dataset() if tree else made[group]
-        kept = _scored(draws) if group == "log_likelihood" else seen
-        own = {
-            name: (dim, values[kept] if dim == "step" else values)
-            for name, (dim, values) in coordinates.items()
-            if dim in data.dims
-        }
-        if tree:
-            made[group].dataset = data.assign_coords(own)
-        else:
-            setattr(made, group, data.assign_coords(own))
-    return made
+    named = {name: list(own) for name, own in dims.items()}
+    if major == "1":
+        return az.from_dict({name: dict(group) for name, group in groups.items()}, dims=named)
+    return az.from_dict(**groups, dims=named)

@@ -15,7 +15,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from .distribution import CloneHMM
-from .inference.chains import log_prob_of
+from .inference.chains import total_log_prob
 from .inference.guides import guide_draws
 from .inference.result import FitResult
 from .inference.scope import pyro_scope
@@ -142,7 +142,8 @@ class PosteriorDraws:
         if "log_prob" in self.values:
             return self.values["log_prob"].double().numpy()
         with torch.no_grad():
-            parts = [log_prob_of(hmm, self.batch) for _, hmm in self.chunks()]
+            chunks = self.chunks()
+            parts = [total_log_prob(h.log_prob(self.batch.obs), self.batch) for _, h in chunks]
         return torch.cat(parts).view(self.shape).numpy()
 
     def thinned(self, num_draws: int | None) -> PosteriorDraws:

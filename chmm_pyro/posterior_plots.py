@@ -6,7 +6,7 @@ figure), returns them, and never shows or saves anything.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -26,6 +26,7 @@ __all__ = [
     "plot_counts",
     "plot_map_posterior",
     "plot_plan_success",
+    "plot_predictive_check",
 ]
 
 _DOUBT = LinearSegmentedColormap.from_list("doubt", ["#f2b8b5", "#d55e00", INK])
@@ -134,6 +135,41 @@ def plot_plan_success(
     ax.axvline(float(values.mean()), color=color, alpha=1, linewidth=2)
     ax.set(xlabel="probability that the plan succeeds", ylabel="share of draws", xlim=(0, 1))
     ax.legend(frameon=False)
+    ax.spines[["top", "right"]].set_visible(False)
+    return ax
+
+
+def plot_predictive_check(idata: Any, ax: Axes | None = None) -> Axes:
+    """How often one symbol follows another: in the data, and in data redrawn from the posterior.
+
+    A model that describes the data has its intervals on the diagonal.
+
+    Args:
+        idata: from :func:`~chmm_pyro.posterior.to_inference_data`, with the groups
+            ``observed_data`` and ``posterior_predictive``.
+        ax: where; by default in a new figure.
+    """
+    ax = axes_or_new(ax)
+    data = idata["observed_data"]
+    seen = data["obs"].values.astype(np.int64)
+    redrawn = idata["posterior_predictive"]["obs"].values.astype(np.int64)
+    redrawn = redrawn.reshape(-1, len(seen))
+    adjacent = np.diff(data["step"].values) == 1
+    adjacent &= data["sequence_of_step"].values[1:] == data["sequence_of_step"].values[:-1]
+    size = int(max(seen.max(), redrawn.max())) + 1
+    pair = redrawn[:, :-1] * size + redrawn[:, 1:]
+    shares = np.stack([np.bincount(row[adjacent], minlength=size**2) for row in pair])
+    expected = np.bincount((seen[:-1] * size + seen[1:])[adjacent], minlength=size**2)
+    low, middle, high = np.quantile(shares, [0.05, 0.5, 0.95], axis=0) / adjacent.sum()
+    observed = expected / adjacent.sum()
+    colors = symbol_colors(size)[np.repeat(np.arange(size), size)]
+    ax.axline((0, 0), slope=1, color=INK, linewidth=1, linestyle="--", zorder=0)
+    ax.vlines(observed, low, high, colors=[*colors], linewidth=1.5)
+    ax.scatter(observed, middle, c=colors, s=22, zorder=3)
+    ax.set(
+        xlabel="share of pairs of symbols in the data",
+        ylabel="in redrawn data (median, 90 %)",
+    )
     ax.spines[["top", "right"]].set_visible(False)
     return ax
 

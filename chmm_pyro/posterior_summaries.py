@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import arviz as az
 import numpy as np
+import pandas as pd
 import torch
 from numpy.typing import ArrayLike, NDArray
 
 from .inference.result import FitResult
+from .posterior import from_groups
 from .posterior_draws import PosteriorDraws, flat_steps, posterior_draws
 from .sequences import SequenceBatch
 
-__all__ = ["co_assignment", "log_predictive", "log_predictive_steps"]
+__all__ = ["co_assignment", "log_predictive", "log_predictive_steps", "summary_table"]
 
 
 def co_assignment(draws: PosteriorDraws, steps: ArrayLike | None = None) -> NDArray[np.float64]:
@@ -94,3 +97,53 @@ def log_predictive(
     """
     steps = log_predictive_steps(result, batch)
     return np.add.reduceat(steps, batch.offsets[:-1].numpy())
+
+
+def summary_table(draws: PosteriorDraws, *, num_transitions: int = 50) -> pd.DataFrame:
+    """ArviZ's summary: first what no numbering of the clones changes, then transitions.
+
+    Args:
+        draws: with one numbering of the clones (:func:`~chmm_pyro.relabelling.relabel`), if the
+            rows of transitions are to mean something.
+        num_transitions: so many transition probabilities, those of the largest means between
+            states that the paths use.
+
+    Returns:
+        A row for each quantity, with the columns ``mean``, ``sd``, ``5%``, ``95%``, ``ess`` and
+        ``r_hat`` (NaN for a single chain).
+    """
+    symbols = draws.batch.vocabulary or range(draws.model.clones.num_symbols)
+    actions = list(draws.batch.action_vocabulary or range(draws.model.num_actions))
+    bits = np.log(2) * draws.batch.num_observed
+    rows: dict[str, NDArray[Any]] = {
+        "log_prob": draws.log_prob,
+        "bits_per_step": -draws.log_prob / bits,
+        "states_used": draws.num_used.sum(-1),
+    }
+    for number, symbol in zip(range(draws.model.clones.num_symbols), symbols, strict=False):
+        rows[f"clones_used[{symbol}]"] = draws.num_used[..., number]
+    if "concentration" in draws.values:
+        rows["concentration"] = draws.values["concentration"].numpy()
+    table = draws.values["transition"].numpy()
+    means = np.full(table.shape[2:], -1.0)
+    used = np.unique(draws.paths)
+    means[:, used[:, None], used] = table.mean((0, 1))[:, used[:, None], used]
+    largest = np.argsort(-means, axis=None, kind="stable")[:num_transitions]
+    for action, old, new in zip(*np.unravel_index(largest, means.shape), strict=True):
+        if means[action, old, new] >= 0:
+            name = f"transition[{actions[action]}, {old}, {new}]"
+            rows[name] = table[:, :, action, old, new]
+    values = {name: np.asarray(value, dtype=np.float64) for name, value in rows.items()}
+    with np.errstate(invalid="ignore", divide="ignore"):  # R-hat of what never varies is NaN
+        found = az.summary(from_groups({"posterior": values}, {}), kind="all", round_to="none")
+    quantiles = {q: [np.quantile(value, q) for value in values.values()] for q in (0.05, 0.95)}
+    return pd.DataFrame(
+        {
+            "mean": found["mean"].astype(float),
+            "sd": found["sd"].astype(float),
+            "5%": quantiles[0.05],
+            "95%": quantiles[0.95],
+            "ess": found["ess_bulk"].astype(float),
+            "r_hat": found["r_hat"].astype(float),
+        }
+    )

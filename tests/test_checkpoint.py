@@ -16,10 +16,10 @@ import torch
 from conftest import TEST_DATA, TOL
 
 from chmm_pyro import atomic, checkpoint
-from chmm_pyro.checkpoint import FORMAT_VERSION, load_checkpoint, save_checkpoint
+from chmm_pyro.checkpoint import FORMAT_VERSION, load_checkpoint, load_draws, save_checkpoint
 from chmm_pyro.clones import CloneStructure
-from chmm_pyro.inference import fit_em, fit_svi
-from chmm_pyro.models import PointCHMM
+from chmm_pyro.inference import FitResult, fit_em, fit_gibbs, fit_svi
+from chmm_pyro.models import BayesianCHMM, PointCHMM, block_concentration
 from chmm_pyro.models.base import CloneModel
 from chmm_pyro.parameters import SoftmaxTransition
 from chmm_pyro.sequences import SequenceBatch
@@ -393,3 +393,95 @@ def test_nothing_is_unpickled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         monkeypatch.setattr(f"pickle.{name}", refuse)
     monkeypatch.setattr(torch, "load", refuse)
     _assert_same(load_checkpoint(tmp_path).model, result.model)
+
+
+# ---------------------------------------------------------------------------------- draws
+
+
+BAYESIAN: dict[str, dict[str, Any]] = {
+    "plain": {"concentration": 0.3},
+    "by block": {"concentration": block_concentration(CLONES, np.arange(1.0, 10).reshape(3, 3))},
+    "every prior": {
+        "concentration": 0.3,
+        "sticky": 0.5,
+        "hyperprior": (2.0, 1.0),
+        "stick_concentration": 2.0,
+        "learn_initial": True,
+        "initial_concentration": 0.7,
+        "learn_actions": True,
+        "action_concentration": 2.0,
+    },
+    "joint float32": {"concentration": 0.3, "action_model": "joint", "dtype": torch.float32},
+}
+
+
+def _sampled(**options: Any) -> FitResult:
+    model = BayesianCHMM(CLONES, 2, **options)
+    return fit_gibbs(model, _batch(), num_iters=3, num_warmup=1, num_chains=2, progress=False)
+
+
+@pytest.mark.parametrize("name", BAYESIAN)
+def test_draws_and_their_prior_come_back_bit_for_bit(name: str, tmp_path: Path) -> None:
+    fit = _sampled(**BAYESIAN[name])
+    save_checkpoint(tmp_path, fit)
+    model, draws = load_draws(tmp_path)
+    assert draws.keys() == fit.draws.keys()
+    for key, value in fit.draws.items():
+        assert draws[key].dtype == value.dtype and torch.equal(draws[key], value)
+    prior = fit.prior_model
+    assert (model.sites, model.action_model, model.dtype) == (
+        prior.sites,
+        prior.action_model,
+        prior.dtype,
+    )
+    values = model.values_of({n: draws[n].double() for n in model.public_names})
+    expected = prior.values_of({n: fit.draws[n].double() for n in model.public_names})
+    torch.manual_seed(0)
+    one = model.sample_prior(2)
+    torch.manual_seed(0)
+    other = prior.sample_prior(2)
+    for site in model.sites:
+        assert torch.equal(values[site], expected[site])
+        assert torch.equal(one[site], other[site]), "the same concentrations"
+    _assert_same(load_checkpoint(tmp_path).model, fit.model)
+
+
+def test_a_new_fit_replaces_draws_and_all(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path, _sampled(concentration=0.3))
+    (tmp_path / "notes.txt").write_text("mine")
+    assert len(list(tmp_path.glob("draws-*.safetensors"))) == 1
+    save_checkpoint(tmp_path, _sampled(concentration=0.5))
+    assert len(list(tmp_path.glob("draws-*.safetensors"))) == 1
+    assert float(load_draws(tmp_path)[0].transition_prior.base[0, 0, 0]) == 0.5
+    save_checkpoint(tmp_path, PointCHMM(CLONES, 2))
+    assert sorted(p.suffix for p in tmp_path.iterdir()) == [".json", ".safetensors", ".txt"]
+    with pytest.raises(ValueError, match="fit without posterior draws, expected one by gibbs"):
+        load_draws(tmp_path)
+
+
+@pytest.mark.parametrize("name", V1_NAMES)
+def test_old_checkpoints_have_no_draws(name: str) -> None:
+    with pytest.raises(ValueError, match=r"without posterior draws.*fit again"):
+        load_draws(V1 / name)
+
+
+def test_damaged_draws_are_refused_and_the_model_still_loads(tmp_path: Path) -> None:
+    fit = _sampled(concentration=0.3)
+    save_checkpoint(tmp_path, fit)
+    (path,) = tmp_path.glob("draws-*.safetensors")
+    path.write_bytes(path.read_bytes()[:-8])
+    with pytest.raises(ValueError, match=r"draws-.* is truncated or changed.*save it again"):
+        load_draws(tmp_path)
+    _assert_same(load_checkpoint(tmp_path).model, fit.model)
+    path.unlink()
+    with pytest.raises(ValueError, match=r"draws-.* is missing"):
+        load_draws(tmp_path)
+
+
+def test_draws_of_another_model_are_refused(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path, _sampled(concentration=0.3))
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["draws"]["prior"]["num_clones"] = [2, 3, 2]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"of shape \(2, 6, 6\), expected \(2, 7, 7\)"):
+        load_draws(tmp_path)

@@ -19,12 +19,14 @@ PLANNING = frozenset({"hierarchy", "navigation", "place_fields", "planning", "po
 POSTERIOR = frozenset(
     {
         *("map_posterior", "posterior", "posterior_draws", "posterior_plots"),
-        *("posterior_summaries", "relabelling"),
+        *("posterior_summaries", "relabelling", "saved_draws"),
     }
 )
 BESIDE = frozenset({"environments", "plotting", "recorder", "scores"}) | MAPS | PLANNING
 LAYERS: tuple[frozenset[str], ...] = (
-    frozenset({"atomic", "beliefs", "clones", "graph_layout", "logits", "merging", "simplex"}),
+    frozenset(
+        {"atomic", "beliefs", "clones", "graph_layout", "logits", "merging", "passages", "simplex"}
+    ),
     frozenset({"vocabulary"}),
     frozenset({"_readers"}),
     frozenset({"sequences"}),

@@ -61,8 +61,10 @@ def test_integers_that_a_table_stored_as_floats():
 def test_unseen_labels_are_a_choice():
     vocabulary = Vocabulary(["a", "b"])
     assert vocabulary.encode(["b", "c", None], unseen="missing").tolist() == [1, -1, -1]
-    with pytest.raises(ValueError, match=r"values holds 'c' \(2 cells.*the 2 of the vocabulary"):
+    with pytest.raises(ValueError, match=r"values holds 'c' \(2 cells .*the 2 labels of the"):
         vocabulary.encode(["b", "c", "d"])
+    with pytest.raises(ValueError, match=r"'c' \(1 cell with .*--unseen missing"):
+        vocabulary.encode(["b", "c"])
 
 
 def test_json_round_trip():

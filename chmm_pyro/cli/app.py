@@ -14,6 +14,7 @@ from .demo import demo
 from .fit import fit
 from .maps import make_plan, show_map
 from .outcome import IMPOSSIBLE, INTERRUPTED, UNREACHABLE, WRONG, ImpossibleDataError
+from .posterior import posterior
 from .query import decode, evaluate, sample
 from .report import report
 
@@ -71,6 +72,7 @@ app.command("fit")(fit)
 app.command("eval")(evaluate)
 app.command("decode")(decode)
 app.command("sample")(sample)
+app.command("posterior")(posterior)
 app.command("map")(show_map)
 app.command("plan")(make_plan)
 app.command("report")(report)

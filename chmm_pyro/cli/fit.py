@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,25 +14,31 @@ import typer
 from ..checkpoint import load_checkpoint, save_checkpoint
 from ..clones import CloneStructure
 from ..inference.em import fit_em
+from ..inference.gumbel import fit_gumbel
 from ..inference.map_fit import fit_map
 from ..inference.result import FitResult, bits_per_step
 from ..inference.svi import fit_svi
 from ..inference.viterbi import fit_viterbi
 from ..models.base import CloneModel
 from ..models.point import PointCHMM
+from ..models.relaxed import RelaxedCHMM
+from ..posterior_summaries import log_predictive
 from ..scores import states_used
 from ..sequences import SequenceBatch
 from ..tables import BlockColumns
 from .data import hold_out, in_symbols_of, read
+from .fit_posterior import POSTERIOR_METHODS, fit_posterior
 from .options import (
     Action,
     ActionModel,
     ActionModels,
     AsJson,
     BatchSize,
+    Chains,
     Clones,
+    Concentration,
     Data,
-    Dtype,
+    Draws,
     Dtypes,
     Episode,
     HeldOut,
@@ -46,9 +55,11 @@ from .options import (
     Seed,
     Start,
     States,
+    Sticks,
     Storage,
     Storages,
     Tol,
+    Warmup,
 )
 from .outcome import INTERRUPTED, check_possible, pairs, show, shows_progress
 
@@ -57,7 +68,24 @@ __all__ = ["fit"]
 _MAX_DENSE = 50_000_000  # transition probabilities that are stored one by one
 
 
-_DEFAULT_ITERS = {Method.SVI: 200, Method.EM: 100, Method.VITERBI: 100}
+_DEFAULT_ITERS = {
+    Method.SVI: 200,
+    Method.EM: 100,
+    Method.VITERBI: 100,
+    Method.VB: 100,
+    Method.GUMBEL: 300,
+}
+_OF_SAMPLERS = {"--chains", "--draws", "--warmup", "--concentration", "--sticks"}
+_KNOWN = {
+    Method.SVI: {"--iters", "--lr", "--batch-size", "--tol", "--pseudocount"},
+    Method.EM: {"--iters", "--tol", "--pseudocount"},
+    Method.VITERBI: {"--iters", "--pseudocount"},
+    Method.MAP: {"--iters", "--pseudocount"},
+    Method.VB: {"--iters", "--batch-size", "--tol", "--draws", "--concentration"},
+    Method.GIBBS: _OF_SAMPLERS,
+    Method.NUTS: _OF_SAMPLERS,
+    Method.GUMBEL: {"--iters", "--lr"},
+}
 
 
 def fit(
@@ -71,12 +99,17 @@ def fit(
     pseudocount: Pseudocount = 0.0,
     tol: Tol = None,
     batch_size: BatchSize = None,
+    chains: Chains = None,
+    draws: Draws = None,
+    warmup: Warmup = None,
+    concentration: Concentration = None,
+    sticks: Sticks = None,
     held_out: HeldOut = None,
     seed: Seed = 0,
     action_model: ActionModels = ActionModel.CONDITIONAL,
     learn_initial: LearnInitial = False,
     storage: Storages = Storage.AUTO,
-    dtype: Dtypes = Dtype.FLOAT32,
+    dtype: Dtypes = None,
     observation: Observation = None,
     action: Action = None,
     episode: Episode = None,
@@ -91,8 +124,25 @@ def fit(
 
     [bold]chmm fit walk.csv --method map[/bold] finds the number of states itself.
 
+    [bold]chmm fit walk.csv --start walk.run --method gibbs --out walk.gibbs[/bold] samples models.
+
     Ctrl-C stops after the current update and saves what has been reached.
     """
+    given = {
+        "--iters": iters,
+        "--lr": lr,
+        "--pseudocount": pseudocount or None,
+        "--tol": tol,
+        "--batch-size": batch_size,
+        "--chains": chains,
+        "--draws": draws,
+        "--warmup": warmup,
+        "--concentration": concentration,
+        "--sticks": sticks,
+    }
+    _refuse({name: given[name] for name in given if name not in _KNOWN[method]}, method)
+    if method in POSTERIOR_METHODS and storage is not Storage.AUTO:
+        _refuse({"--parameters": storage.value}, method)
     sizes = {"--clones": clones, "--states": states, "--start": start}
     if method is Method.MAP:
         unfit = {
@@ -127,18 +177,17 @@ def fit(
             seed=seed,
             learn_initial=learn_initial,
             action_model=action_model.value,
-            dtype=getattr(torch, dtype.value),
+            dtype=torch.float32 if dtype is None else getattr(torch, dtype.value),
         )
     result = _run(
         method,
         None if method is Method.MAP else model,
         train,
-        iters=iters,
-        lr=lr,
-        tol=tol,
-        batch_size=batch_size,
-        pseudocount=pseudocount,
-        dtype=getattr(torch, dtype.value),
+        given,
+        started=start is not None,
+        learn_initial=learn_initial,
+        action_model=action_model.value,
+        dtype=None if dtype is None else getattr(torch, dtype.value),
         seed=seed,
         progress=shows_progress(progress),
     )
@@ -199,33 +248,51 @@ def _run(
     method: Method,
     model: CloneModel | None,
     train: SequenceBatch,
+    given: dict[str, Any],
     *,
-    iters: int | None,
-    lr: float | None,
-    tol: float | None,
-    batch_size: int | None,
-    pseudocount: float,
-    dtype: torch.dtype,
-    **options: Any,
+    started: bool,
+    learn_initial: bool,
+    action_model: str,
+    dtype: torch.dtype | None,
+    seed: int,
+    progress: bool,
 ) -> FitResult:
-    """Fit, refusing options that the method has no use for."""
-    given = {"--lr": lr, "--batch-size": batch_size, "--tol": tol}
-    known = {Method.SVI: {*given}, Method.EM: {"--tol"}}.get(method, set())
-    _refuse({name: value for name, value in given.items() if name not in known}, method)
+    """Fit with the options that were given."""
+    options: dict[str, Any] = {"seed": seed, "progress": progress}
     if model is None:
-        options["pseudocount"] = pseudocount or None  # its own default grows with the data
-        if iters is not None:
-            options["num_iters"] = iters
-        return fit_map(train, dtype=dtype, **options)
-    options["num_iters"] = iters or _DEFAULT_ITERS[method]
-    options["pseudocount"] = pseudocount
+        if given["--iters"] is not None:
+            options["num_iters"] = given["--iters"]
+        # Its own pseudocount grows with the data.
+        return fit_map(
+            train, dtype=dtype or torch.float32, pseudocount=given["--pseudocount"], **options
+        )
+    if method in _DEFAULT_ITERS:
+        options["num_iters"] = given["--iters"] or _DEFAULT_ITERS[method]
+    if method in POSTERIOR_METHODS:
+        return fit_posterior(
+            method,
+            model,
+            train,
+            given,
+            started=started,
+            learn_initial=model.initial.learned if started else learn_initial,
+            action_model=model.action_model if started else action_model,
+            dtype=dtype or torch.float64,
+            **options,
+        )
+    if given["--lr"] is not None:
+        options["learning_rate"] = given["--lr"]
+    if method is Method.GUMBEL:
+        found = fit_gumbel(RelaxedCHMM.from_model(model), train, **options)
+        plain = copy.deepcopy(model)
+        plain.load_state_dict(found.model.state_dict())
+        return replace(found, model=plain)
+    options["pseudocount"] = given["--pseudocount"] or 0.0
     if method is Method.VITERBI:
         return fit_viterbi(model, train, **{**options, "seed": None})
     if method is Method.EM:
-        return fit_em(model, train, tol=tol, **options)
-    if lr is not None:
-        options["learning_rate"] = lr
-    return fit_svi(model, train, tol=tol, batch_size=batch_size, **options)
+        return fit_em(model, train, tol=given["--tol"], **options)
+    return fit_svi(model, train, tol=given["--tol"], batch_size=given["--batch-size"], **options)
 
 
 def _refuse(given: dict[str, Any], method: Method) -> None:
@@ -239,7 +306,11 @@ def _report(run: Path, result: FitResult, held: SequenceBatch | None, as_json: b
     train = result.data
     hmm = result.model.distribution(train)
     used = states_used(hmm.posterior_mode(train.obs).states)
-    held_bits = None if held is None else bits_per_step(result.model, held)
+    held_bits = None
+    if held is not None and result.draws is not None:
+        held_bits = -float(log_predictive(result, held).sum()) / (math.log(2) * held.num_observed)
+    elif held is not None:
+        held_bits = bits_per_step(result.model, held)
     record = {
         "run": str(run),
         "method": result.settings["method"],
@@ -251,6 +322,7 @@ def _report(run: Path, result: FitResult, held: SequenceBatch | None, as_json: b
         "num_steps": train.num_steps,
         "num_states": hmm.clones.num_states,
         "states_used": used,
+        "draws": None if result.draws is None else list(result.draws["transition"].shape[:2]),
         "converged": result.converged,
         "interrupted": result.interrupted,
         "settings": result.settings,
@@ -261,6 +333,11 @@ def _report(run: Path, result: FitResult, held: SequenceBatch | None, as_json: b
         lines["map"] = (
             f"{used} states, {outcome}every move has one outcome; {result.num_iters} attempts in "
             f"{result.wall_time:.1f} s"
+        )
+    elif result.draws is not None and result.settings["method"] != "vb":
+        number, kept = result.draws["transition"].shape[:2]
+        lines["draws"] = (
+            f"{number} chains of {kept:,} after {result.num_warmup:,} in {result.wall_time:.1f} s"
         )
     else:
         asked = result.settings["num_iters"]

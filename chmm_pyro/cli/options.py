@@ -16,10 +16,13 @@ __all__ = [
     "AsJson",
     "BatchSize",
     "By",
+    "Chains",
     "Clones",
+    "Concentration",
     "Count",
     "Criterion",
     "Data",
+    "Draws",
     "Dtype",
     "Dtypes",
     "Episode",
@@ -40,6 +43,7 @@ __all__ = [
     "Out",
     "PlanOut",
     "Position",
+    "PosteriorOut",
     "Progress",
     "Pseudocount",
     "ReportOut",
@@ -50,12 +54,14 @@ __all__ = [
     "Start",
     "States",
     "Steps",
+    "Sticks",
     "Storage",
     "Storages",
     "To",
     "Tol",
     "Unseen",
     "Unseens",
+    "Warmup",
 ]
 
 
@@ -66,6 +72,10 @@ class Method(str, Enum):
     EM = "em"
     VITERBI = "viterbi"
     MAP = "map"
+    VB = "vb"
+    GIBBS = "gibbs"
+    NUTS = "nuts"
+    GUMBEL = "gumbel"
 
 
 class Dtype(str, Enum):
@@ -126,6 +136,7 @@ def _option(*names: str, panel: str | None = None, **details: Any) -> Any:
 
 
 _DATA, _SIZE, _TRAINING, _OUTPUT = "Columns of DATA", "Size of the model", "Training", "Output"
+_POSTERIOR = "Posterior (vb, gibbs, nuts)"
 _PICTURE = "Picture"
 
 # ------------------------------------------------------------------------------- data and runs
@@ -248,7 +259,14 @@ Storages = Annotated[
     ),
 ]
 Dtypes = Annotated[
-    Dtype, _option("--dtype", metavar="float32|float64", panel=_SIZE, help="Precision.")
+    Dtype | None,
+    _option(
+        "--dtype",
+        metavar="float32|float64",
+        panel=_SIZE,
+        help="Precision.",
+        show_default="float32; vb, gibbs and nuts float64",
+    ),
 ]
 
 # -------------------------------------------------------------------------------------- training
@@ -257,11 +275,13 @@ Methods = Annotated[
     Method,
     _option(
         "--method",
-        metavar="svi|em|viterbi|map",
+        metavar="svi|em|viterbi|map|vb|gibbs|nuts|gumbel",
         panel=_TRAINING,
         help="svi: gradient ascent on the exact likelihood (Adam). em: Baum-Welch. viterbi: hard "
         "EM, which makes another fit crisp (use it with --start). map: the smallest map that "
-        "explains the data, number of states included.",
+        "explains the data, number of states included. vb, gibbs, nuts: a posterior instead of one "
+        "model, by variational Bayes or by sampling (see `chmm posterior`). gumbel: gradients "
+        "through relaxed paths.",
     ),
 ]
 Iters = Annotated[
@@ -271,7 +291,7 @@ Iters = Annotated[
         metavar="N",
         panel=_TRAINING,
         help="Updates at most.",
-        show_default="svi 200, em 100, viterbi 100, map 40 each attempt",
+        show_default="svi 200, em 100, viterbi 100, vb 100, gumbel 300, map 40 each attempt",
     ),
 ]
 LearningRate = Annotated[
@@ -280,7 +300,7 @@ LearningRate = Annotated[
         "--lr",
         metavar="RATE",
         panel=_TRAINING,
-        help="Learning rate of svi; 0.1 to 0.3 is usual.",
+        help="Learning rate of svi and gumbel; 0.1 to 0.3 is usual.",
         show_default="0.2",
     ),
 ]
@@ -298,13 +318,67 @@ Tol = Annotated[
     _option(
         metavar="BITS",
         panel=_TRAINING,
-        help="Stop when updates of svi or em gain less than this in bits per step.",
+        help="Stop when updates of svi, em or vb gain less than this in bits per step.",
     ),
 ]
 BatchSize = Annotated[
     int | None,
     _option(
-        min=1, metavar="N", panel=_TRAINING, help="Episodes in each svi update.", show_default="all"
+        min=1,
+        metavar="N",
+        panel=_TRAINING,
+        help="Episodes in each svi or vb update.",
+        show_default="all",
+    ),
+]
+Chains = Annotated[
+    int | None,
+    _option(
+        min=1,
+        metavar="N",
+        panel=_POSTERIOR,
+        help="Independent chains of gibbs or nuts. They start from the prior, or all from --start: "
+        "for maps start from an em or svi fit.",
+        show_default="4",
+    ),
+]
+Draws = Annotated[
+    int | None,
+    _option(
+        min=1,
+        metavar="N",
+        panel=_POSTERIOR,
+        help="Draws of each chain that are kept (and saved); of vb, of its posterior.",
+        show_default="500; vb 200",
+    ),
+]
+Warmup = Annotated[
+    int | None,
+    _option(
+        min=0,
+        metavar="N",
+        panel=_POSTERIOR,
+        help="Draws of each chain before them that are dropped.",
+        show_default="500",
+    ),
+]
+Concentration = Annotated[
+    float | None,
+    _option(
+        metavar="ALPHA",
+        panel=_POSTERIOR,
+        help="Of the Dirichlet prior of each transition probability; below 1 rows are sparse.",
+        show_default="1 / number of states",
+    ),
+]
+Sticks = Annotated[
+    float | None,
+    _option(
+        metavar="ALPHA",
+        panel=_POSTERIOR,
+        help="Stick-breaking prior over the clones of each symbol, so that gibbs or nuts infer how "
+        "many are used; smaller means fewer.",
+        show_default="clones alike",
     ),
 ]
 HeldOut = Annotated[
@@ -420,6 +494,16 @@ RunOut = Annotated[
         panel=_OUTPUT,
         help="Folder to save to; an earlier fit there is replaced.",
         show_default="DATA with the ending .run",
+    ),
+]
+PosteriorOut = Annotated[
+    Path | None,
+    _option(
+        "--out",
+        metavar="FOLDER",
+        panel=_OUTPUT,
+        help="Where the tables and pictures go.",
+        show_default="RUN with the ending .posterior",
     ),
 ]
 Out = Annotated[

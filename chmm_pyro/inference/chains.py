@@ -131,9 +131,7 @@ def _values_of_point(model: BayesianCHMM, point: CloneModel) -> dict[str, Tensor
 
 
 @torch.no_grad()
-def log_prob_of(
-    model: BayesianCHMM, batch: SequenceBatch, values: Mapping[str, Tensor]
-) -> Tensor:
+def log_prob_of(model: BayesianCHMM, batch: SequenceBatch, values: Mapping[str, Tensor]) -> Tensor:
     """``(*P)`` float64 log-likelihood of all sequences together under values of the sites."""
     hmm = model.distribution(batch, model.parameters_of(values).beside(batch))
     return total_log_prob(hmm.log_prob(batch.obs), batch)

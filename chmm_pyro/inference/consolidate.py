@@ -8,44 +8,44 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..clones import CloneStructure
-from ..merging import Merging, merge_states
+from ..clones import MISSING, CloneStructure
+from ..merging import merge_states
 from ..models.base import CloneModel
 from ..models.point import PointCHMM
+from ..passages import split_passages
 from ..sequences import SequenceBatch
 from .result import FitResult, bits_per_step
 from .scope import Stopwatch
 from .viterbi import fit_viterbi
 
-__all__ = ["consolidate", "decoded_counts", "merge_decoded", "model_of_counts"]
+__all__ = ["consolidate", "decoded_counts", "model_of_counts"]
 
 
 def decoded_counts(
     model: CloneModel, batch: SequenceBatch
-) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.int64], float]:
+) -> tuple[NDArray[np.float64], NDArray[np.int64], float]:
     """Counts of moves along the most probable paths, over the states they use.
 
+    States whose passages share no action are split first, see :mod:`chmm_pyro.passages`.
+
     Returns:
-        counts ``(A, K, K)``, the ``K`` states used, the symbol of each, and the score of the paths
+        counts ``(A, K, K)`` over the ``K`` states, the symbol of each, and the score of the paths
         in nats.
     """
     path = model.distribution(batch).posterior_mode(batch.obs)
-    states = path.states.cpu().numpy()
-    used = np.unique(states[states >= 0])
-    place = np.full(model.clones.num_states + 1, -1)
-    place[used] = np.arange(len(used))
-    local = place[states]
-    inside = local[..., 1:] >= 0
-    actions = np.broadcast_to(batch.actions.cpu().numpy(), inside.shape)[inside]
-    counts = np.zeros((model.num_actions, len(used), len(used)))
-    np.add.at(counts, (actions, local[..., :-1][inside], local[..., 1:][inside]), 1.0)
-    return counts, used, model.clones.symbol_of_state[used], float(path.score.sum())
-
-
-def merge_decoded(model: CloneModel, batch: SequenceBatch) -> Merging:
-    """Decode ``batch`` and merge the states of the paths."""
-    counts, _, symbols, _ = decoded_counts(model, batch)
-    return merge_states(counts, symbols)
+    states = np.atleast_2d(path.states.cpu().numpy())
+    actions = np.atleast_2d(batch.actions.cpu().numpy())[:, : states.shape[1] - 1]
+    inside = states != MISSING
+    symbol_of_step = np.where(inside, model.clones.symbol_of_state[states], MISSING)
+    states[inside] = np.unique(states[inside], return_inverse=True)[1]
+    states = split_passages(states, actions, model.num_actions)
+    size = int(states.max()) + 1
+    symbols = np.zeros(size, dtype=np.int64)
+    symbols[states[inside]] = symbol_of_step[inside]
+    moved = inside[:, 1:]
+    counts = np.zeros((model.num_actions, size, size))
+    np.add.at(counts, (actions[moved], states[:, :-1][moved], states[:, 1:][moved]), 1.0)
+    return counts, symbols, float(path.score.sum())
 
 
 def model_of_counts(
@@ -116,7 +116,7 @@ def consolidate(
         raise ValueError(f"pseudocount = {pseudocount}, expected >= 0.")
     model = result.model if isinstance(result, FitResult) else result
     watch = Stopwatch()
-    counts, used, symbols, score = decoded_counts(model, batch)
+    counts, symbols, score = decoded_counts(model, batch)
     merging = merge_states(counts, symbols)
     before = bits_per_step(model, batch)
     dtype = next(model.parameters()).dtype
@@ -126,7 +126,7 @@ def consolidate(
     ) -> tuple[FitResult, PointCHMM, float]:
         start = model_of_counts(kept, kept_symbols, model.clones.num_symbols, dtype=dtype)
         fit = fit_viterbi(start, batch, num_iters=num_iters, progress=progress)
-        final, _, final_symbols, _ = decoded_counts(fit.model, batch)
+        final, final_symbols, _ = decoded_counts(fit.model, batch)
         smooth = model_of_counts(
             final, final_symbols, model.clones.num_symbols, pseudocount=pseudocount, dtype=dtype
         )
@@ -157,7 +157,7 @@ def consolidate(
             "report": {
                 "merged": merged,
                 "num_states_before": model.clones.num_states,
-                "num_states_used": len(used),
+                "num_states_used": len(symbols),
                 "num_states": smaller.clones.num_states,
                 "num_folds": merging.num_folds,
                 "description_length_before": merging.description_length_before,

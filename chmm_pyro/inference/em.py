@@ -3,6 +3,11 @@ r"""Expectation maximisation (Baum-Welch) with a pseudocount, the published base
 The pseudocount :math:`\kappa` is a Dirichlet prior of concentration :math:`1 + \kappa` on every
 row, so each iteration climbs ``log_prob + kappa * sum(log transition)``; the likelihood alone may
 fall.
+
+An update is a natural-gradient step of length one.  Longer ones, :math:`\log T \leftarrow
+\eta \log T_{EM} + (1 - \eta) \log T` and normalised, converge for :math:`\eta < 2` near an optimum
+and need up to :math:`\eta` times fewer updates (R. Salakhutdinov & S. Roweis 2003, "Adaptive
+overrelaxed bound optimization methods", ICML); after an update that lost, the next is plain EM.
 """
 
 from __future__ import annotations
@@ -55,6 +60,7 @@ def fit_em(
     *,
     num_iters: int = 100,
     pseudocount: float = 0.0,
+    step: float = 1.0,
     tol: float | None = None,
     seed: int = 0,
     progress: bool = True,
@@ -66,6 +72,7 @@ def fit_em(
         batch: one or many sequences.
         num_iters: updates at most.
         pseudocount: added to every expected transition count (and initial count, if learned).
+        step: length of the updates of transitions; 1 is EM, more (below 2) is over-relaxed.
         tol: stop once an update gains less than this many bits per step; None runs all updates.
         seed: accepted like in every fit; EM draws nothing.
         progress: show a bar.
@@ -78,6 +85,8 @@ def fit_em(
         ValueError: options out of range, or data impossible under the start.
     """
     check_options(num_iters, pseudocount, tol)
+    if not 0 < step < 2:
+        raise ValueError(f"step = {step}, expected 0 < step < 2 (1 is EM); longer steps diverge.")
     fitted = copy.deepcopy(model)
     watch = Stopwatch()
     objectives: list[float] = []
@@ -99,13 +108,15 @@ def fit_em(
             log_probs.append(log_prob)
             objectives.append(log_prob + float(log_prior(fitted, pseudocount)))
             seconds.append(watch())
-            _check_climb(objectives, fitted)
+            if step == 1:
+                _check_climb(objectives, fitted)
             bar.set_postfix_str(f"{-log_prob * to_bits:.5f} bits/step", refresh=False)
             if len(objectives) > 1 and tol is not None:
                 converged = (objectives[-1] - objectives[-2]) * to_bits < tol
             if converged or stop.is_set():
                 break
-            unvisited = fitted.transition.maximise(counts, pseudocount)
+            lost = len(objectives) > 1 and objectives[-1] < objectives[-2]
+            unvisited = _update(fitted, counts, pseudocount, 1.0 if lost else step)
             if fitted.initial.learned:
                 fitted.initial.maximise(initial_counts, pseudocount)
             maximise_actions(fitted, batch)
@@ -125,12 +136,24 @@ def fit_em(
             "method": "em",
             "num_iters": num_iters,
             "pseudocount": pseudocount,
+            "step": step,
             "tol": tol,
             "seed": seed,
             "action_model": fitted.action_model,
             "num_unvisited_rows": unvisited,
         },
     )
+
+
+def _update(model: CloneModel, counts: Tensor, pseudocount: float, step: float) -> int:
+    """The M-step of the transitions, or a longer step in its direction."""
+    before = model.transition.table().values
+    unvisited = model.transition.maximise(counts, pseudocount)
+    if step != 1:
+        further = step * model.transition.table().values + (1 - step) * before
+        impossible = further.isnan() | torch.isneginf(before)
+        model.transition.maximise(torch.where(impossible, 0.0, further.exp()), 0.0)
+    return unvisited
 
 
 def _action_counts(model: CloneModel, batch: SequenceBatch) -> Tensor:

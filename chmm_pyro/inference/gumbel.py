@@ -7,7 +7,8 @@ Ascending
 
 leads to :math:`q \propto p^{1/\lambda}`: the posterior at :math:`\lambda = 1`, the Viterbi path as
 :math:`\lambda \to 0`.  The temperature :math:`\tau` of the relaxation is another matter: it is how
-draws are smoothed for their gradient, and lowering it does not turn a posterior into a path.
+draws are smoothed for their gradient, and the optimum of a Markov guide does not depend on it
+(:meth:`MarkovPath.score_parts <chmm_pyro.inference.markov_path.MarkovPath.score_parts>`).
 """
 
 from __future__ import annotations
@@ -134,13 +135,13 @@ def fit_gumbel(
         batch: one or many sequences.
         num_iters: gradient updates.
         learning_rate: of Adam for the model, at the start; falls to 1 % along a cosine.
-        guide_learning_rate: the same for the guide; networks want less, about 0.01.
+        guide_learning_rate: the same for the guide; networks want less, about 0.03.
         train_model: False only moves the guide.
         guide: start of the guide, unchanged; by default a random :class:`GumbelPathGuide`.
         structure: of the default guide.
         relaxation: of the default guide.
         temperature: :math:`\tau` at the start and the end, in between geometric.  What is hot has
-            little variance and a biased mean.
+            little variance and a biased mean; what is cold, below 0.1, is mostly noise.
         entropy_weight: :math:`\lambda` at the start and the end, in between linear.  More than 1
             at the start flattens the posterior while the model is still wrong.
         anneal: fraction of the updates after which :math:`\lambda` has reached its end.

@@ -3,19 +3,25 @@ r"""From sequences to a compact map, without a hand-set number of clones or thre
 The recipe, with what each part is for (measured on the published rooms; the experiment is
 ``benchmarks/map_recovery.py``):
 
-1. **Overcomplete start.**  Many spare clones for every symbol and MAP-EM from random counts.  EM is
-   natural-gradient ascent with step one; from the same start it gives purer states after 40 updates
-   than Adam on the logits after 200, because steps in rarely visited rows stay small.  The
-   pseudocount grows with the data, :math:`\kappa = 4 \cdot 10^{-7} T` (0.02 for 50,000 steps): too
-   little leaves places split, too much mixes them.
-2. **Crisp paths.**  A few updates of Viterbi training, then the most probable path.
-3. **Merging.**  :func:`~chmm_pyro.merging.merge_states` joins duplicates of a place by description
-   length.  If every state stood for one place this is the map.
+1. **Overcomplete start.**  160 clones, shared among the symbols by how often they are seen, and
+   MAP-EM from random counts.  A symbol seen half the time, such as the uniform core of the empty
+   room, gets half of the clones: with equally many for every symbol that room needs 630 states and
+   four times the time.  EM is natural-gradient ascent with step one; from the same start it gives
+   purer states after 40 updates than Adam on the logits after 200, because steps in rarely visited
+   rows stay small.  Steps of 1.9 halve the number of updates (60 instead of 120 for purity .85 in
+   the empty room; incremental EM on four parts of the walk gained less).
+2. **A small pseudocount**, :math:`\kappa = 10^{-7} T` (0.005 for 50,000 steps).  Four times as much
+   finds easy maps sooner but never the empty room (purity .49 for good): there the states of the
+   core are mixed at first and separate only after 150 plain updates.
+3. **Rounds.**  After every 25 updates the map is read off: a few updates of Viterbi training, the
+   most probable path, states split whose passages share no action (:mod:`chmm_pyro.passages`), and
+   duplicates merged by description length (:mod:`chmm_pyro.merging`).  Easy worlds are done after
+   one or two rounds.  If nearly all clones are in use after the first, there are twice as many.
 4. **Repair.**  A state that stands for two places shows in rows with several outcomes.  Such states
    and their successors get copies, perturbed at random, and EM on this small model (a few
    milliseconds an update) tells the places apart.  Merge again; keep what shortens the path.
-5. **Restarts.**  If rows with several outcomes are left, start again with other random counts,
-   another pseudocount, more updates, and twice the clones where over half of them were used.
+5. **Restarts.**  If rows with several outcomes are left, start again with other random counts and
+   another pseudocount.
 
 Only the data decide: the description length of the decoded path picks the winner, and the search
 ends early once every move of the map has one outcome.
@@ -23,6 +29,7 @@ ends early once every move of the map has one outcome.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,6 +40,7 @@ from tqdm.auto import tqdm
 
 from ..clones import MISSING, CloneStructure
 from ..merging import description_length, merge_states
+from ..models.base import CloneModel
 from ..models.point import PointCHMM
 from ..sequences import SequenceBatch
 from .consolidate import decoded_counts, model_of_counts
@@ -43,9 +51,13 @@ from .viterbi import fit_viterbi
 
 __all__ = ["fit_map"]
 
-_PSEUDOCOUNT_PER_STEP = 4e-7
-_PSEUDOCOUNT_SCALES = (1.0, 0.25, 0.1)
+_PSEUDOCOUNT_PER_STEP = 1e-7
+_PSEUDOCOUNT_SCALES = (1.0, 3.0, 0.3)
+_STEP = 1.9
 _STEPS_PER_CLONE = 20
+_LEAST_CLONES = 2
+_SATURATED = 0.75  # share of clones that stay apart in the map, above which there were too few
+_PROGRESS = 0.99  # a round shortens the path at least so much, or the start has stalled
 _STALLED_REPAIRS = 3
 
 
@@ -71,10 +83,11 @@ def fit_map(
     batch: SequenceBatch,
     *,
     num_symbols: int | None = None,
-    num_clones: int = 32,
+    num_clones: int = 160,
     num_starts: int = 6,
+    num_rounds: int = 8,
     num_repairs: int = 8,
-    num_iters: int = 40,
+    num_iters: int = 25,
     pseudocount: float | None = None,
     smoothing: float = 1e-4,
     seed: int = 0,
@@ -86,12 +99,12 @@ def fit_map(
     Args:
         batch: one or many sequences.
         num_symbols: ``V``, by default what the batch knows of.
-        num_clones: of each symbol at the first start (fewer for symbols seen rarely); symbols that
-            need more get more.
-        num_starts: random starts at most.
-        num_repairs: repairs of each start at most.
-        num_iters: EM updates of the first start; later ones run twice as many.
-        pseudocount: of the first start, by default ``4e-7`` times the number of steps.
+        num_clones: of all symbols together at the first start; doubled while too few.
+        num_starts: random starts at most, those with too few clones not counted.
+        num_rounds: of EM for each start at most.
+        num_repairs: of each start at most.
+        num_iters: EM updates in a round.
+        pseudocount: of the first start, by default ``1e-7`` times the number of steps.
         smoothing: pseudocount of the returned model, so that no move is impossible in it.
         seed: decides everything random.
         progress: show a bar over the attempts.
@@ -108,17 +121,18 @@ def fit_map(
     """
     kappa = _PSEUDOCOUNT_PER_STEP * batch.num_steps if pseudocount is None else pseudocount
     check_options(num_iters, kappa, None)
-    for name, value, least in (("num_clones", num_clones, 1), ("num_starts", num_starts, 1)):
-        if value < least:
-            raise ValueError(f"{name} = {value}, expected at least {least}.")
-    search = _Search(batch, num_symbols or batch.num_symbols, seed, dtype)
-    budget = search.first_budget(num_clones)
+    counts = {"num_clones": num_clones, "num_starts": num_starts, "num_rounds": num_rounds}
+    for name, value in counts.items():
+        if value < 1:
+            raise ValueError(f"{name} = {value}, expected at least 1.")
+    search = _Search(batch, num_symbols or batch.num_symbols, num_iters, seed, dtype)
     watch = Stopwatch()
     best: _Map | None = None
     history: list[float] = []
     seconds: list[float] = []
     attempts: list[dict[str, Any]] = []
     interrupted = False
+    total = num_clones
 
     def record(kind: str, found: _Map) -> None:
         nonlocal best
@@ -129,6 +143,7 @@ def fit_map(
         attempts.append(
             {
                 "kind": kind,
+                "num_clones": total,
                 "num_states": len(found.symbols),
                 "num_mixed_moves": int(found.mixed.sum()),
                 "description_length": found.length,
@@ -144,8 +159,10 @@ def fit_map(
         try:
             for start in range(num_starts):
                 scaled = kappa * _PSEUDOCOUNT_SCALES[start % len(_PSEUDOCOUNT_SCALES)]
-                current, used = search.start(budget, scaled, num_iters * (1 if start == 0 else 2))
-                record("start", current)
+                current = None
+                while current is None:
+                    current = search.rounds(total, scaled, num_rounds, record)
+                    total *= 1 if current is not None else 2
                 stalled = 0
                 for repair in range(num_repairs):
                     if not current.mixed.any() or stalled == _STALLED_REPAIRS:
@@ -157,7 +174,6 @@ def fit_map(
                 assert best is not None
                 if not best.mixed.any():
                     break
-                budget = np.where(2 * used > budget, 2 * budget, budget)
         except _InterruptedError:
             interrupted = True
             if best is None:
@@ -181,6 +197,7 @@ def fit_map(
             "method": "map",
             "num_clones": num_clones,
             "num_starts": num_starts,
+            "num_rounds": num_rounds,
             "num_repairs": num_repairs,
             "num_iters": num_iters,
             "pseudocount": kappa,
@@ -196,24 +213,52 @@ class _Search:
     """Starts and repairs on one batch, from one random generator."""
 
     def __init__(
-        self, batch: SequenceBatch, num_symbols: int, seed: int, dtype: torch.dtype
+        self,
+        batch: SequenceBatch,
+        num_symbols: int,
+        num_iters: int,
+        seed: int,
+        dtype: torch.dtype,
     ) -> None:
         self.batch, self.num_symbols, self.dtype = batch, num_symbols, dtype
+        self.num_iters = num_iters
+        obs = batch.flat_obs.cpu().numpy()
+        self._visits = np.bincount(obs[obs != MISSING], minlength=num_symbols)
         self._generator = np.random.default_rng(seed)
 
-    def first_budget(self, num_clones: int) -> NDArray[np.int64]:
-        """Clones of each symbol: no more than its steps can tell apart."""
-        obs = self.batch.flat_obs.cpu().numpy()
-        visits = np.bincount(obs[obs != MISSING], minlength=self.num_symbols)
-        return np.clip(visits // _STEPS_PER_CLONE, 1, num_clones)
+    def budget(self, num_clones: int) -> NDArray[np.int64]:
+        """Clones in proportion to visits, but no more than these can tell apart."""
+        share = np.ceil(num_clones * self._visits / self._visits.sum()).astype(np.int64)
+        most = np.maximum(self._visits // _STEPS_PER_CLONE, 1)
+        return np.minimum(np.maximum(share, _LEAST_CLONES), most)
 
-    def start(
-        self, budget: NDArray[np.int64], pseudocount: float, num_iters: int
-    ) -> tuple[_Map, NDArray[np.int64]]:
-        """A map from random counts, and how many clones of each symbol it used."""
+    def rounds(
+        self,
+        num_clones: int,
+        pseudocount: float,
+        num_rounds: int,
+        record: Callable[[str, _Map], None],
+    ) -> _Map | None:
+        """EM from random counts until the map is plain or stalls; None with too few clones."""
+        budget = self.budget(num_clones)
+        room_to_grow = (self.budget(2 * num_clones) > budget).any()
         states = int(budget.sum())
         counts = self._generator.random((self.batch.num_actions, states, states))
-        return self._find(budget, counts, pseudocount, num_iters)
+        model = self._model(budget, counts, pseudocount)
+        best: _Map | None = None
+        for _ in range(num_rounds):
+            model, found = self._climb(model, pseudocount)
+            record("round", found)
+            saturated = room_to_grow and len(found.symbols) > _SATURATED * states
+            if best is None and found.mixed.any() and saturated:
+                return None
+            stalled = best is not None and found.length > _PROGRESS * best.length
+            if best is None or found.length < best.length:
+                best = found
+            if stalled or not best.mixed.any():
+                break
+        assert best is not None
+        return best
 
     def repair(self, found: _Map, pseudocount: float, *, widely: bool) -> _Map:
         """Give suspicious states (or all, ``widely``) copies and let EM tell them apart."""
@@ -231,28 +276,33 @@ class _Search:
         if len(idle):
             at = np.searchsorted(found.symbols[owner], idle)
             counts = np.insert(np.insert(counts, at, 0.0, axis=1), at, 0.0, axis=2)
-        return self._find(np.maximum(budget, 1), counts, pseudocount, 25)[0]
+        model = self._model(np.maximum(budget, 1), counts, pseudocount)
+        return self._climb(model, pseudocount)[1]
 
-    def _find(
-        self,
-        budget: NDArray[np.int64],
-        counts: NDArray[np.float64],
-        pseudocount: float,
-        num_iters: int,
-    ) -> tuple[_Map, NDArray[np.int64]]:
-        clones = CloneStructure(budget)
-        start = PointCHMM.from_counts(
-            clones, torch.as_tensor(counts), pseudocount=pseudocount, dtype=self.dtype
+    def _model(
+        self, budget: NDArray[np.int64], counts: NDArray[np.float64], pseudocount: float
+    ) -> PointCHMM:
+        return PointCHMM.from_counts(
+            CloneStructure(budget),
+            torch.as_tensor(counts),
+            pseudocount=pseudocount,
+            dtype=self.dtype,
         )
+
+    def _climb(self, model: CloneModel, pseudocount: float) -> tuple[CloneModel, _Map]:
+        """A round of EM, and the map that its model makes of the data."""
         soft = fit_em(
-            start, self.batch, num_iters=num_iters, pseudocount=pseudocount, progress=False
+            model,
+            self.batch,
+            num_iters=self.num_iters,
+            pseudocount=pseudocount,
+            step=_STEP,
+            progress=False,
         )
         crisp = fit_viterbi(soft.model, self.batch, num_iters=20, progress=False)
         if soft.interrupted or crisp.interrupted:
             raise _InterruptedError
-        path_counts, used, symbols, _ = decoded_counts(crisp.model, self.batch)
+        path_counts, symbols, _ = decoded_counts(crisp.model, self.batch)
         merging = merge_states(path_counts, symbols)
         length = description_length(merging.counts)
-        found = _Map(merging.counts, merging.symbols, length)
-        of_state = clones.symbol_of_state[used]
-        return found, np.bincount(of_state, minlength=self.num_symbols)
+        return soft.model, _Map(merging.counts, merging.symbols, length)

@@ -54,7 +54,7 @@ def test_gap_of_the_trained_network(study):
         for name in ("seen", "unseen"):
             gap[structure, name] = found[f"log_prob_{name}"] - found[f"elbo_{name}"]
     assert gap["markov", "seen"] < 0.01  # nats a step, of 0.93
-    assert gap["markov", "unseen"] < 0.05
+    assert gap["markov", "unseen"] < 0.02
     assert gap["markov", "seen"] < 0.2 * gap["mean_field", "seen"]
 
 
@@ -63,7 +63,7 @@ def test_gap_of_the_trained_network(study):
 def test_amortised_gumbel_paths_of_several_sequences(study, relaxation):
     found = study.network("markov", relaxation, 0.0, seed=1)
     print(relaxation, {name: round(value, 4) for name, value in found.items()})
-    assert found["missed_seen"] < 0.02 and found["missed_unseen"] < 0.1
+    assert found["missed_seen"] < 0.01 and found["missed_unseen"] < 0.03
 
 
 def test_elbo_of_a_draw_is_unbiased(study):

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from chmm_pyro import CloneStructure, SequenceBatch
-from chmm_pyro.environments import published_room
+from chmm_pyro.environments import Room, published_room
 from chmm_pyro.inference import consolidate, fit_em, fit_map
 from chmm_pyro.models import PointCHMM
 
@@ -45,13 +45,49 @@ def test_a_seed_decides_everything(found, walk):
     assert again.settings["attempts"] == found.settings["attempts"]
 
 
-def test_repair_tells_mixed_places_apart(walk):
-    """Too few clones at the start: states stand for several places until they are repaired."""
-    result = fit_map(walk.batch(), num_clones=3, seed=1, progress=False)
-    kinds = [attempt["kind"] for attempt in result.settings["attempts"]]
-    assert "repair" in kinds
-    assert result.settings["attempts"][0]["num_mixed_moves"] > 0
+@pytest.mark.parametrize("num_clones", [24, 32])
+def test_repair_tells_mixed_places_apart(walk, num_clones):
+    """Too few updates at the start: states stand for several places until they are repaired."""
+    options = {"num_iters": 6, "num_rounds": 1, "seed": 1, "progress": False}
+    result = fit_map(walk.batch(), num_clones=num_clones, **options)
+    attempts = result.settings["attempts"]
+    assert attempts[0]["num_mixed_moves"] > 0
+    assert "repair" in [attempt["kind"] for attempt in attempts]
     assert is_exact(result.model, walk)
+
+
+def test_clones_are_doubled_while_there_are_too_few(walk):
+    result = fit_map(walk.batch(), num_clones=4, seed=0, progress=False)
+    totals = [attempt["num_clones"] for attempt in result.settings["attempts"]]
+    assert totals[0] == 4
+    assert totals[-1] > 16
+    assert is_exact(result.model, walk)
+
+
+def test_a_uniform_core_is_found():
+    """Six places of one symbol without a landmark, known only by what lies around them."""
+    room = Room([[1, 5, 5, 5, 2], [7, 0, 0, 0, 8], [7, 0, 0, 0, 8], [3, 6, 6, 6, 4]])
+    walk = room.random_walk(10_000, seed=3)
+    result = fit_map(walk.batch(), seed=0, progress=False)
+    assert is_exact(result.model, walk)
+    assert result.model.clones.num_clones == tuple(np.bincount(room.symbols))
+
+
+@pytest.mark.slow
+def test_the_published_empty_room_is_found():
+    walk = published_room("empty_room").random_walk(50_000, seed=1)
+    result = fit_map(walk.batch(), seed=1, progress=False)
+    assert result.converged
+    assert is_exact(result.model, walk)
+
+
+def test_corners_that_no_move_tells_apart_are_two_places():
+    """Walls that are never tried: both corners of symbol 0 as one state explain every move."""
+    room = Room([[0, 1, 2], [3, 4, 5], [6, 7, 0]], walls="never")
+    walk = room.random_walk(5_000, seed=0)
+    result = fit_map(walk.batch(), seed=0, progress=False)
+    assert result.model.clones.num_states == 9
+    assert result.model.clones.num_clones == (2, 1, 1, 1, 1, 1, 1, 1)
 
 
 def test_episodes_are_one_map(walk):
@@ -88,5 +124,7 @@ def test_bad_options():
     batch = SequenceBatch.from_arrays([0, 1, 0, 1])
     with pytest.raises(ValueError, match="num_clones = 0, expected at least 1"):
         fit_map(batch, num_clones=0, progress=False)
+    with pytest.raises(ValueError, match="num_rounds = 0, expected at least 1"):
+        fit_map(batch, num_rounds=0, progress=False)
     with pytest.raises(ValueError, match="tolerance = -1"):
         consolidate(PointCHMM(CloneStructure([1, 1]), num_actions=1), batch, tolerance=-1)
