@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Iterator
-from dataclasses import dataclass, replace
-from functools import cached_property
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from itertools import chain
 from os import PathLike
 from typing import Any, NamedTuple
 
@@ -14,17 +14,16 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
-from ._readers.arrays import FlatEpisodes, IntArray, flatten_arrays, ramp
+from ._readers.arrays import FlatEpisodes, flatten_arrays, ramp
 from ._readers.files import read_file, table_of, write_file
 from ._readers.labelled import Labels, TableOptions, flatten_episodes, flatten_table
-from .clones import MISSING
-from .vocabulary import Unseen, Vocabulary
+from .flat_sequences import FlatSequences
+from .vocabulary import Unseen
 
 __all__ = ["Minibatch", "Segments", "SequenceBatch"]
 
 
-@dataclass(frozen=True, eq=False, repr=False)
-class SequenceBatch:
+class SequenceBatch(FlatSequences):
     """Sequences of symbols and actions, checked once and never changed.
 
     Make one with :meth:`from_arrays` (integer symbols as they are), :meth:`from_episodes`,
@@ -57,17 +56,6 @@ class SequenceBatch:
         >>> SequenceBatch.from_arrays([0, 1, 1]).obs.shape
         torch.Size([3])
     """
-
-    flat_obs: Tensor
-    flat_actions: Tensor
-    offsets: Tensor
-    single: bool
-    num_actions: int
-    flat_positions: Tensor | None = None
-    names: tuple[Hashable, ...] | None = None
-    vocabulary: Vocabulary | None = None
-    action_vocabulary: Vocabulary | None = None
-    population: int | None = None
 
     @classmethod
     def from_arrays(
@@ -164,6 +152,44 @@ class SequenceBatch:
         """
         return cls._of(read_file(path, **options))
 
+    @classmethod
+    def concatenate(cls, batches: Sequence[SequenceBatch]) -> SequenceBatch:
+        """The sequences of several batches as one batch, in order.
+
+        Args:
+            batches: at least one, on one device.  Labels of those that have any must agree, for
+                equal symbols to mean the same; positions and names stay if all have them.
+
+        Example:
+            >>> one, two = SequenceBatch.from_arrays([0, 1]), SequenceBatch.from_arrays([[2], [3]])
+            >>> SequenceBatch.concatenate([one, two]).lengths
+            tensor([2, 1, 1])
+        """
+        if not batches:
+            raise ValueError("batches is empty, expected at least one SequenceBatch.")
+        shared: dict[str, Any] = {}
+        for name in ("vocabulary", "action_vocabulary"):
+            known = {getattr(batch, name) for batch in batches} - {None}
+            if len(known) > 1:
+                raise ValueError(
+                    f"batches have {len(known)} different {name} attributes, expected one; read "
+                    f"all files with the {name} of the first."
+                )
+            shared[name] = next(iter(known), None)
+        sizes = np.concatenate([batch._sizes.cpu().numpy() for batch in batches])
+        positions = [x.flat_positions for x in batches if x.flat_positions is not None]
+        names = [batch.names for batch in batches if batch.names is not None]
+        return cls(
+            flat_obs=torch.cat([batch.flat_obs for batch in batches]),
+            flat_actions=torch.cat([batch.flat_actions for batch in batches]),
+            offsets=batches[0]._tensor(np.concatenate([[0], np.cumsum(sizes)])),
+            single=False,
+            num_actions=max(batch.num_actions for batch in batches),
+            flat_positions=torch.cat(positions) if len(positions) == len(batches) else None,
+            names=tuple(chain(*names)) if len(names) == len(batches) else None,
+            **shared,
+        )
+
     def to_file(self, path: str | PathLike[str]) -> None:
         """Write ``.npz`` (exact, with vocabularies), or the table as ``.csv`` or ``.parquet``.
 
@@ -175,61 +201,6 @@ class SequenceBatch:
     def to_dataframe(self) -> pd.DataFrame:
         """The table that :meth:`from_dataframe` reads, with labels where there is a vocabulary."""
         return table_of(self._flat())
-
-    @cached_property
-    def obs(self) -> Tensor:
-        """``(T,)`` for a single sequence, else padded with 0 to ``(B, T_max)``."""
-        return self.flat_obs if self.single else self._padded(self.flat_obs)
-
-    @cached_property
-    def actions(self) -> Tensor:
-        """``(T - 1,)`` for a single sequence, else padded with 0 to ``(B, T_max - 1)``."""
-        if self.single:
-            return self.flat_actions[:-1]
-        return self._padded(self.flat_actions)[:, :-1].contiguous()
-
-    @cached_property
-    def positions(self) -> Tensor | None:
-        """``(T, D)`` for a single sequence, else padded with 0 to ``(B, T_max, D)``; or None."""
-        if self.flat_positions is None or self.single:
-            return self.flat_positions
-        return self._padded(self.flat_positions)
-
-    @cached_property
-    def lengths(self) -> Tensor | None:
-        """``(B,)`` number of steps of each sequence; None for a single sequence."""
-        return None if self.single else self._sizes
-
-    @property
-    def num_sequences(self) -> int:
-        """``B``; 1 for a single sequence."""
-        return len(self.offsets) - 1
-
-    @property
-    def num_steps(self) -> int:
-        """Steps of all sequences together, missing ones included."""
-        return len(self.flat_obs)
-
-    @cached_property
-    def num_observed(self) -> int:
-        """Steps whose symbol is known: what ``bits_per_step`` divides by."""
-        return int((self.flat_obs != MISSING).sum())
-
-    @cached_property
-    def num_symbols_seen(self) -> int:
-        """How many different symbols occur."""
-        counts = torch.bincount(self.flat_obs + 1)
-        return int((counts[1:] > 0).sum())
-
-    @cached_property
-    def num_symbols(self) -> int:
-        """Symbols that a model of these data needs: of the vocabulary, else the largest plus 1."""
-        return len(self.vocabulary) if self.vocabulary else int(self.flat_obs.max()) + 1
-
-    @property
-    def device(self) -> torch.device:
-        """Where the tensors are."""
-        return self.flat_obs.device
 
     def select(self, indices: Any) -> SequenceBatch:
         """Some of the sequences, in the order asked for; always batched.
@@ -364,59 +335,6 @@ class SequenceBatch:
             )
         return self._gather(self._bounds[which] + first, size)
 
-    def to(self, device: torch.device | str) -> SequenceBatch:
-        """The same data on another device."""
-        if torch.device(device) == self.device:
-            return self
-        positions = None if self.flat_positions is None else self.flat_positions.to(device)
-        return replace(
-            self,
-            flat_obs=self.flat_obs.to(device),
-            flat_actions=self.flat_actions.to(device),
-            offsets=self.offsets.to(device),
-            flat_positions=positions,
-        )
-
-    def __len__(self) -> int:
-        return self.num_sequences
-
-    def __getitem__(self, index: int) -> SequenceBatch:
-        if not isinstance(index, (int, np.integer)):
-            raise TypeError(f"index = {index!r}, expected an integer; use `select` for several.")
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"index = {index}, expected 0 <= index < {len(self)}.")
-        index = int(index) % len(self)
-        first, last = self._bounds[index : index + 2].tolist()
-        positions = self.flat_positions
-        return replace(
-            self,
-            flat_obs=self.flat_obs[first:last],
-            flat_actions=self.flat_actions[first:last],
-            offsets=torch.tensor([0, last - first], device=self.device),
-            single=True,
-            flat_positions=None if positions is None else positions[first:last],
-            names=self.names and (self.names[index],),
-        )
-
-    def __iter__(self) -> Iterator[SequenceBatch]:
-        """Each sequence as a single one."""
-        return (self[index] for index in range(len(self)))
-
-    def __repr__(self) -> str:
-        low, high = int(self._sizes.min()), int(self._sizes.max())
-        count = "1 sequence" if len(self) == 1 else f"{len(self):,} sequences"
-        what = "single sequence" if self.single else count
-        span = f"{low:,} to {high:,}" if low < high else f"{low:,}"
-        parts = [f"{what} of {span} steps"]
-        if len(self) > 1:
-            parts.append(f"{self.num_steps:,} steps")
-        if self.num_observed < self.num_steps:
-            parts.append(f"{self.num_steps - self.num_observed:,} missing")
-        parts += [f"{self.num_symbols_seen:,} symbols seen", f"{self.num_actions:,} actions"]
-        if self.device.type != "cpu":
-            parts.append(f"on {self.device}")
-        return f"SequenceBatch({', '.join(parts)})"
-
     @classmethod
     def _of(cls, flat: FlatEpisodes) -> SequenceBatch:
         positions = None if flat.positions is None else torch.from_numpy(flat.positions)
@@ -444,44 +362,6 @@ class SequenceBatch:
             names=self.names,
             vocabulary=self.vocabulary,
             action_vocabulary=self.action_vocabulary,
-        )
-
-    @cached_property
-    def _sizes(self) -> Tensor:
-        return self.offsets.diff()
-
-    @cached_property
-    def _bounds(self) -> IntArray:
-        # Index arithmetic is NumPy's: torch.repeat_interleave starts threads even for ten entries.
-        return self.offsets.cpu().numpy()
-
-    def _tensor(self, array: IntArray) -> Tensor:
-        return torch.from_numpy(array).to(self.device)
-
-    def _padded(self, flat: Tensor) -> Tensor:
-        sizes = self._sizes
-        width = int(sizes.max())
-        if width * len(self) == len(flat):
-            return flat.view(len(self), width, *flat.shape[1:])
-        out = flat.new_zeros(len(self), width, *flat.shape[1:])
-        out[torch.arange(width, device=flat.device) < sizes[:, None]] = flat
-        return out
-
-    def _gather(self, starts: IntArray, lengths: IntArray) -> SequenceBatch:
-        """The pieces ``starts[k] : starts[k] + lengths[k]`` of the flat storage, as a batch."""
-        offsets = self._tensor(np.concatenate([[0], np.cumsum(lengths)]))
-        steps = self._tensor(ramp(starts, lengths))
-        actions = self.flat_actions[steps]
-        actions[offsets[1:] - 1] = 0
-        positions = self.flat_positions
-        return replace(
-            self,
-            flat_obs=self.flat_obs[steps],
-            flat_actions=actions,
-            offsets=offsets,
-            single=False,
-            flat_positions=None if positions is None else positions[steps],
-            names=None,
         )
 
 

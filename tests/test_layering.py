@@ -29,6 +29,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     ),
     frozenset({"vocabulary"}),
     frozenset({"_readers"}),
+    frozenset({"flat_sequences"}),
     frozenset({"sequences"}),
     frozenset({"_kernels"}),
     frozenset({"data_layout", "messages"}),

@@ -183,6 +183,17 @@ def test_windows_are_slices():
         assert torch.equal(part.positions, whole.positions[start:stop])
 
 
+def test_concatenate():
+    batch = ragged()
+    again = SequenceBatch.concatenate([batch.select([0, 1]), batch[2], batch])
+    assert as_lists(again) == [*as_lists(batch), *as_lists(batch)]
+    assert again.num_actions == batch.num_actions and not again.single
+    bare = SequenceBatch.from_arrays([[0, 1]])
+    assert SequenceBatch.concatenate([batch, bare]).positions is None
+    labelled = SequenceBatch.from_episodes(["ab", "ba"])
+    assert SequenceBatch.concatenate([labelled, bare]).vocabulary == labelled.vocabulary
+
+
 def test_device_and_repr():
     batch = ragged()
     assert batch.to("cpu") is batch
@@ -267,6 +278,12 @@ BAD = [
     (lambda: ragged().minibatches(0), ValueError, "batch_size = 0, expected at least 1"),
     (lambda: ragged().minibatches(2.0), TypeError, "batch_size = 2.0"),
     (lambda: ragged().segments(1), ValueError, "length = 1, expected at least 2"),
+    (lambda: SequenceBatch.concatenate([]), ValueError, "batches is empty"),
+    (
+        lambda: SequenceBatch.concatenate([SequenceBatch.from_episodes([x]) for x in ("ab", "bc")]),
+        ValueError,
+        "2 different vocabulary .* expected one; read all files with",
+    ),
     (windows([0], [2], [3]), ValueError, r"starts\[0\] = 2 and lengths\[0\] = 3 .* its 4 steps"),
     (windows([2, 1], [0, 0], [1, 0]), ValueError, r"lengths\[1\] = 0 leave sequence 1"),
     (windows([-1], [0], [1]), ValueError, "leave sequence -1"),

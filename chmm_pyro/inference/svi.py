@@ -62,7 +62,8 @@ def fit_svi(
 
     Args:
         model: a Pyro model of a batch; unchanged.
-        batch: one or many sequences, or several batches (tasks) fitted together.
+        batch: one or many sequences, or several batches (tasks) fitted together, whose symbols
+            and actions mean the same.
         num_iters: gradient updates.
         learning_rate: of Adam, at the start.
         betas: of Adam.
@@ -97,7 +98,8 @@ def fit_svi(
 
     Returns:
         A :class:`~chmm_pyro.inference.result.FitResult`.  With minibatches the histories are
-        unbiased estimates; ``bits_per_step`` is always of the returned model on all data.  With a
+        unbiased estimates; ``bits_per_step`` is always of the returned model on all data.
+        ``data`` of several tasks is all sequences together; histories are weighted sums.  With a
         Bayesian model that is the guide's mean (Dirichlet) or median, ``prior_model`` the model
         itself, ``objective_history`` estimates the ELBO and ``log_prob_history`` is None.
 
@@ -216,7 +218,7 @@ def fit_svi(
             decay.step()
             bar.update()
         optimizer.zero_grad()
-        data = batches[0]
+        data = batches[0] if len(batches) == 1 else SequenceBatch.concatenate(batches)
         found: dict[str, Any] = {"model": fitted, "log_prob_history": np.array(log_probs)}
         if isinstance(model, BayesianCHMM):
             found = posterior_fields(model, fitted_guide, data, num_draws)

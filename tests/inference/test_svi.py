@@ -257,6 +257,13 @@ class TestObjectives:
         together = fit(model, tasks)
         expected = sum(log_likelihood(model, task) for task in tasks)
         assert_allclose(together.log_prob_history[0], expected, **EXACT)
+        observed = sum(task.num_observed for task in tasks)
+        assert together.data.num_observed == observed
+        assert_allclose(
+            together.bits_per_step_history[0], -expected / math.log(2) / observed, **EXACT
+        )
+        after = sum(log_likelihood(together.model, task) for task in tasks)
+        assert_allclose(together.bits_per_step, -after / math.log(2) / observed, **EXACT)
 
     def test_auxiliary_loss_is_subtracted(self, recorder):
         model, batch = PointCHMM(CLONES, 2, dtype=torch.float64), ragged_batch()
