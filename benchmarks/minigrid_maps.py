@@ -45,7 +45,7 @@ from chmm_pyro.recorder import label_of, record
 
 RESULTS = Path(__file__).parent / "results" / "minigrid.csv"
 WORLDS = {  # steps of the recording, options of fit_map
-    "MiniGrid-Empty-8x8-v0": (10_000, {}),
+    "MiniGrid-Empty-8x8-v0": (20_000, {}),
     "MiniGrid-SimpleCrossingS11N5-v0": (20_000, {}),
     "MiniGrid-FourRooms-v0": (100_000, {"num_clones": 64}),
 }

@@ -84,7 +84,7 @@ def record(
     choose = _chooser(policy, list(action_labels.values()), rng)
     locate = _locator(env, position)
     known: dict[Hashable, Hashable] = {}
-    episodes: list[dict[str, list[Any]]] = []
+    episodes: list[dict[str, Any]] = []
 
     def see(observation: Any) -> None:
         if discretise is None:
@@ -120,18 +120,20 @@ def record(
                 over = bool(terminated or truncated)
                 bar.update()
         except KeyboardInterrupt:
-            if not episodes or not episodes[0]["obs"]:
+            episodes = [_whole(episode) for episode in episodes]
+            episodes = [episode for episode in episodes if episode["obs"]]
+            if not episodes:
                 raise
             steps = sum(len(episode["obs"]) for episode in episodes)
             warnings.warn(
                 f"interrupted after {steps} of num_steps = {num_steps}; these are returned.",
                 stacklevel=2,
             )
+    for episode in episodes:
+        if locate is not None:
+            episode["positions"] = np.array(episode["positions"])
     return SequenceBatch.from_episodes(
-        [_whole(episode) for episode in episodes if episode["obs"]],
-        vocabulary=vocabulary,
-        action_vocabulary=list(action_labels),
-        unseen=unseen,
+        episodes, vocabulary=vocabulary, action_vocabulary=list(action_labels), unseen=unseen
     )
 
 
@@ -289,11 +291,8 @@ def _minigrid_pose(env: Any) -> tuple[int, int, int]:
     return int(row), int(column), int(env.unwrapped.agent_dir)
 
 
-def _whole(episode: dict[str, list[Any]]) -> dict[str, Any]:
+def _whole(episode: dict[str, Any]) -> dict[str, Any]:
     """An episode without what an interruption has left incomplete."""
     steps = min(len(values) for name, values in episode.items() if name != "actions")
-    whole: dict[str, Any] = {name: values[:steps] for name, values in episode.items()}
-    whole["actions"] = episode["actions"][: steps - 1]
-    if "positions" in whole:
-        whole["positions"] = np.array(whole["positions"])
-    return whole
+    whole = {name: values[:steps] for name, values in episode.items()}
+    return {**whole, "actions": episode["actions"][: max(steps - 1, 0)]}

@@ -302,9 +302,10 @@ def test_a_recording_survives_its_file(tmp_path):
     np.testing.assert_array_equal(read.flat_obs, batch.flat_obs)
 
 
-@pytest.mark.parametrize("inside", ["step", "show"])
+@pytest.mark.parametrize("inside", ["step", "show", "locate"])
 def test_ctrl_c_keeps_what_was_recorded(inside):
     env = ring()
+    env.locate = lambda env: env.place
     original, calls = getattr(env, inside), iter(range(1, 100))
 
     def interrupted(argument):
@@ -315,9 +316,12 @@ def test_ctrl_c_keeps_what_was_recorded(inside):
     setattr(env, inside, interrupted)
     whole = record(ring(), None, 100, 0, progress=False)
     with pytest.warns(UserWarning, match=r"interrupted after \d+ of num_steps = 100"):
-        batch = record(env, None, 100, 0, progress=False)
+        batch = record(
+            env, None, 100, 0, position=lambda env: env.unwrapped.locate(env), progress=False
+        )
     assert 15 <= batch.num_steps <= 25
     part = batch.vocabulary.decode(batch.flat_obs)
+    np.testing.assert_array_equal(batch.flat_positions[:, 0], part)
     assert part == whole.vocabulary.decode(whole.flat_obs)[: batch.num_steps]
     env.reset = lambda **_: (_ for _ in ()).throw(KeyboardInterrupt)
     with pytest.raises(KeyboardInterrupt):
