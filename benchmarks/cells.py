@@ -1,7 +1,8 @@
 """Cells of the hippocampus in learned models: place, head direction, splitter, lap; remapping.
 
 Every experiment is repeated for several seeds; ``results/cells.csv`` has a row for each and
-``results/cells.png`` shows the first seed.  ``python benchmarks/cells.py --help``.
+``results/cells_<experiment>.png`` shows the first.  Runs that are in the CSV are skipped, so that
+the script can be stopped and started again.  ``python benchmarks/cells.py --help``.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.figure import SubFigure
+from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from tqdm import tqdm
@@ -35,7 +36,7 @@ from chmm_pyro.tracks import TrackWalk, lap_track, t_maze
 RESULTS = Path(__file__).parent / "results"
 LAPS = ("lap 1", "lap 2", "lap 3", "lap 4")
 Row = dict[str, Any]
-Draw = Callable[[SubFigure], None]
+Draw = Callable[[Figure], None]
 
 
 def place_cells(seed: int) -> tuple[list[Row], Draw]:
@@ -54,7 +55,7 @@ def place_cells(seed: int) -> tuple[list[Row], Draw]:
         "worst": float(flat.max(1).min()),
     }
 
-    def draw(figure: SubFigure) -> None:
+    def draw(figure: Figure) -> None:
         axes = figure.subplots(2, 3)
         plot_place_fields(posterior, walk.positions, room, axes.ravel())
         figure.suptitle("place cells: published room, 5 % of symbols wrong", fontsize=10)
@@ -65,7 +66,7 @@ def place_cells(seed: int) -> tuple[list[Row], Draw]:
 def head_direction_cells(seed: int) -> tuple[list[Row], Draw]:
     """A map of poses: the published egocentric walk, 117 views."""
     world = EgocentricRoom(bordered_room(7, 7, walls="never"))
-    walk = world.random_walk(50_000, seed=seed)
+    walk = world.random_walk(20_000, seed=seed)
     result = fit_map(walk.batch(), seed=seed, progress=False)
     posterior = noisy_filter(result.model, walk.batch(), 1e-3)
     context = np.stack([world.headings[walk.places], walk.places // 4], axis=1)
@@ -82,7 +83,7 @@ def head_direction_cells(seed: int) -> tuple[list[Row], Draw]:
         "worst": float(selectivity.min()),
     }
 
-    def draw(figure: SubFigure) -> None:
+    def draw(figure: Figure) -> None:
         # The view of the uniform middle has most clones: cells that only context tells apart.
         symbols = result.model.clones.symbol_of_state
         common = np.flatnonzero(symbols == np.bincount(symbols).argmax())
@@ -223,7 +224,7 @@ def remapping(seed: int) -> tuple[list[Row], Draw]:
         for length in (2, 5, 10, 20)
     ]
 
-    def draw(figure: SubFigure) -> None:
+    def draw(figure: Figure) -> None:
         ax = figure.subplots()
         for one, color in zip(probability, symbol_colors(5), strict=True):
             ax.plot(lengths, one.mean(0), color=color, linewidth=1.5)
@@ -254,27 +255,23 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args(arguments)
-    rows: list[Row] = []
-    pictures: list[Draw] = []
-    todo = [(name, seed) for name in options.experiments for seed in options.seeds]
-    for name, seed in tqdm(todo, desc="experiments"):
-        found, draw = EXPERIMENTS[name](seed)
-        rows += [{"seed": seed, **row} for row in found]
-        if seed == options.seeds[0]:
-            pictures.append(draw)
-    table = pd.DataFrame(rows)
     options.out.mkdir(parents=True, exist_ok=True)
-    table.round(4).to_csv(options.out / "cells.csv", index=False)
-    figure = plt.figure(figsize=(13, 7.4), layout="constrained")
-    above = figure.subfigures(2, 1, height_ratios=(1.15, 1), hspace=0.04)
-    parts = [*above[0].subfigures(1, 2), *above[1].subfigures(1, 3)]
-    for part, draw in zip(parts, pictures, strict=False):
-        draw(part)
-    figure.savefig(options.out / "cells.png", dpi=110)
-    plt.close(figure)
+    csv = options.out / "cells.csv"
+    rows: list[Row] = pd.read_csv(csv).to_dict("records") if csv.exists() else []
+    known = {(row["experiment"], row["seed"]) for row in rows}
+    todo = [(name, seed) for name in options.experiments for seed in options.seeds]
+    for name, seed in tqdm([job for job in todo if job not in known], desc="experiments"):
+        found, draw = EXPERIMENTS[name](seed)
+        if seed == options.seeds[0]:
+            figure = plt.figure(figsize=(6.4, 4), layout="constrained")
+            draw(figure)
+            figure.savefig(options.out / f"cells_{name.replace(' ', '_')}.png", dpi=100)
+            plt.close(figure)
+        rows += [{"experiment": name, "seed": seed, **row} for row in found]
+        pd.DataFrame(rows).round(4).to_csv(csv, index=False)
+    table = pd.DataFrame(rows)
     table["right_number"] = table["cells"] == table["expected"]
-    groups = table.groupby(["cells_of", "method", "measure"], sort=False)
-    summary = groups.agg(
+    summary = table.groupby(["cells_of", "method", "measure"], sort=False).agg(
         runs=("seed", "size"),
         right_number=("right_number", "sum"),
         cells=("cells", "median"),
