@@ -7,7 +7,9 @@ import json
 
 import pandas as pd
 import pytest
+import torch
 from conftest import import_benchmark
+from numpy.testing import assert_allclose
 
 from chmm_pyro.sequences import SequenceBatch
 
@@ -135,3 +137,29 @@ def test_cells_are_counted_and_drawn(monkeypatch, tmp_path):
     control = table[table["cells_of"] == "splitter, random turns"]
     assert control["median"].max() < 0.75
     assert (tmp_path / "cells_splitter.png").stat().st_size > 10_000
+
+
+def test_posterior_agreement_has_every_method(monkeypatch, tmp_path):
+    benchmark = import_benchmark(monkeypatch, "posterior_agreement")
+    short = ["--models", "plain", "--importance", "500", "--scale", "0.002"]
+    benchmark.main([*short, "--out", str(tmp_path)])
+    table = pd.read_csv(tmp_path / "posterior_agreement.csv")
+    methods = {"importance", "Gibbs", "NUTS", "VB", "SVI Dirichlet", "SVI AutoNormal"}
+    assert methods < set(table["method"])
+    assert (table["deviation"] > 0).all()
+    text = (tmp_path / "posterior_agreement.txt").read_text(encoding="utf-8")
+    assert "Effective size of importance sampling" in text
+
+
+def test_sampler_efficiency_counts_draws_by_second(monkeypatch, tmp_path):
+    benchmark = import_benchmark(monkeypatch, "sampler_efficiency")
+    before = torch.get_num_threads()
+    try:
+        benchmark.main(["--cases", "2x2, 5 steps", "--scale", "0.05", "--out", str(tmp_path)])
+    finally:
+        torch.set_num_threads(before)
+    table = pd.read_csv(tmp_path / "sampler_efficiency.csv")
+    assert list(table["sampler"]) == ["Gibbs", "NUTS", "NUTS, enumerated"]
+    rate = table["effective_next"] / table["cpu_seconds"]
+    assert_allclose(table["next_per_cpu_second"], rate, rtol=1e-2)
+    assert "processor:" in (tmp_path / "sampler_efficiency.txt").read_text(encoding="utf-8")

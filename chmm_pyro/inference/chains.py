@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..distribution import CloneHMM
 from ..models.base import CloneModel
 from ..models.bayesian import BayesianCHMM
 from ..models.priors import to_rows
@@ -24,6 +25,7 @@ __all__ = [
     "check_sampler",
     "check_start",
     "describe",
+    "distribution_of",
     "log_prob_of",
     "starting_values",
     "to_bits",
@@ -130,10 +132,16 @@ def _values_of_point(model: BayesianCHMM, point: CloneModel) -> dict[str, Tensor
     return values
 
 
+def distribution_of(
+    model: BayesianCHMM, batch: SequenceBatch, values: Mapping[str, Tensor]
+) -> CloneHMM:
+    """The distribution of the data under values ``(*P, ...)`` of the sites."""
+    return model.distribution(batch, model.parameters_of(values).beside(batch))
+
+
 @torch.no_grad()
-def log_prob_of(model: BayesianCHMM, batch: SequenceBatch, values: Mapping[str, Tensor]) -> Tensor:
-    """``(*P)`` float64 log-likelihood of all sequences together under values of the sites."""
-    hmm = model.distribution(batch, model.parameters_of(values).beside(batch))
+def log_prob_of(hmm: CloneHMM, batch: SequenceBatch) -> Tensor:
+    """``(*P)`` float64 log-likelihood of all sequences together."""
     return total_log_prob(hmm.log_prob(batch.obs), batch)
 
 
@@ -156,7 +164,7 @@ def describe(
     parts = []
     for chunk in torch.arange(len(values["log_transition"])).split(256):
         part = {site: value[chunk] for site, value in values.items()}
-        hmm = model.distribution(batch, model.parameters_of(part).beside(batch))
+        hmm = distribution_of(model, batch, part)
         paths, log_prob = hmm.draw_paths(batch.obs)
         log_prob = total_log_prob(log_prob, batch)
         described = {

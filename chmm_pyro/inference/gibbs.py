@@ -24,6 +24,7 @@ from .chains import (
     check_memory,
     check_sampler,
     check_start,
+    distribution_of,
     log_prob_of,
     starting_values,
     to_bits,
@@ -65,7 +66,7 @@ def gibbs_sweep(
         values: ``(C, ...)`` current values of all sites.
         generator: of the parameters; paths use torch's own.
     """
-    hmm = model.distribution(batch, model.parameters_of(values).beside(batch))
+    hmm = distribution_of(model, batch, values)
     paths, log_prob = hmm.draw_paths(batch.obs)
     counts = path_counts(model, batch, paths[0])
     drawn = draw_parameters(model, counts, values, generator)
@@ -150,7 +151,7 @@ def fit_gibbs(
     ):
         values = starting_values(model, start, num_chains)
         check_memory(values, num_iters // thin, max_gigabytes)
-        check_start(log_prob_of(model, batch, values))
+        check_start(log_prob_of(distribution_of(model, batch, values), batch))
         states = None
         while done < total and not (stop.is_set() and done > 0):
             sweep = gibbs_sweep(model, batch, values, generator)
@@ -166,7 +167,7 @@ def fit_gibbs(
             bar.set_postfix_str(f"{bits:.5f} bits/step", refresh=False)
             bar.update()
         if due() or not kept:  # interrupted before anything was kept: keep what there is
-            log_prob = log_prob_of(model, batch, values)
+            log_prob = log_prob_of(distribution_of(model, batch, values), batch)
             keep(log_prob, log_prob + model.log_prior(values).double())
     draws = {name: torch.stack([one[name] for one in kept], 1) for name in kept[0]}
     settings: dict[str, Any] = {

@@ -30,6 +30,7 @@ from .chains import (
     check_sampler,
     check_start,
     describe,
+    distribution_of,
     log_prob_of,
     starting_values,
 )
@@ -183,7 +184,7 @@ def fit_nuts(
     watch = Stopwatch()
     with pyro_scope(seed):
         starts = starting_values(model, start, num_chains)
-        check_start(log_prob_of(model, batch, starts))
+        check_start(log_prob_of(distribution_of(model, batch, starts), batch))
     seeds = np.random.SeedSequence(seed).generate_state(num_chains).tolist()
     options = [
         _Options(num_iters, num_warmup, target_accept, max_tree_depth, full_mass, one, progress)
