@@ -17,6 +17,7 @@ from .clones import MISSING, CloneStructure
 __all__ = [
     "as_integers",
     "bad_entry",
+    "broadcast_shapes",
     "check_actions",
     "common_shape",
     "lay_out",
@@ -76,11 +77,19 @@ def bad_entry(
     return ValueError(f"{name}{at} = {int(values[tuple(at)])}, expected {expected}{end}")
 
 
+def broadcast_shapes(*shapes: torch.Size | tuple[int, ...]) -> torch.Size:
+    """``torch.broadcast_shapes``, whose Python costs much where there is nothing to broadcast."""
+    distinct = {tuple(shape) for shape in shapes} - {()}
+    if len(distinct) > 1:
+        return torch.broadcast_shapes(*shapes)
+    return torch.Size(distinct.pop() if distinct else ())
+
+
 def common_shape(**shapes: torch.Size | None) -> torch.Size:
     """The batch shape that all arguments broadcast to."""
     given = {name: shape for name, shape in shapes.items() if shape is not None}
     try:
-        return torch.broadcast_shapes(*given.values())
+        return broadcast_shapes(*given.values())
     except RuntimeError:
         found = ", ".join(f"{name} {tuple(shape)}" for name, shape in given.items())
         raise ValueError(

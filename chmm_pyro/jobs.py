@@ -17,7 +17,7 @@ from ._kernels.interface import Problem
 from ._kernels.layout import IntArray, Jobs, Layout
 from .beliefs import Posterior
 from .clones import MISSING
-from .data_layout import lay_out
+from .data_layout import broadcast_shapes, lay_out
 from .tables import StepTable, Table
 
 __all__ = ["JobBatch", "pose"]
@@ -113,10 +113,10 @@ def pose(
     batch_shape: torch.Size,
 ) -> JobBatch:
     """Lay out the data and gather the potentials of every job; differentiable in them."""
-    full = torch.broadcast_shapes(batch_shape, obs.shape[:-1])
+    full = broadcast_shapes(batch_shape, obs.shape[:-1])
     shapes = (obs.shape[:-1], actions.shape[:-1], () if lengths is None else lengths.shape)
     # Blocks of a StepTable belong to the jobs, all others to actions and symbols.
-    shape = full if table.per_step else torch.broadcast_shapes(*shapes)
+    shape = full if table.per_step else broadcast_shapes(*shapes)
     layout = lay_out(
         table.clones,
         obs,

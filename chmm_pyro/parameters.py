@@ -50,6 +50,8 @@ def normalised_counts(
     if allowed is not None:
         total = torch.where(allowed, total, 0.0)
     norm = total.sum(axes, keepdim=True)
+    if bool((norm > 0).all()):
+        return total.div_(norm), 0
     uniform = torch.ones_like(total) if allowed is None else allowed.to(total.dtype)
     width = uniform.sum(axes, keepdim=True)
     empty = (norm == 0) & (width > 0)  # rows without any entry have nothing to be counted
@@ -59,6 +61,9 @@ def normalised_counts(
 
 def finite_sum(values: Tensor) -> Tensor:
     """Sum without the entries that are ``-inf``, whose gradient is zero."""
+    total = values.sum()
+    if bool(torch.isfinite(total.detach())):
+        return total
     return torch.where(torch.isneginf(values), 0.0, values).sum()
 
 
@@ -104,9 +109,13 @@ class Transition(PyroModule):
         """Set the M-step solution and return how many rows were never visited."""
         raise NotImplementedError
 
-    def sum_log(self) -> Tensor:
-        """Sum of the log-probabilities of all transitions that are possible."""
-        return finite_sum(self.table().values)
+    def sum_log(self, table: Table | None = None) -> Tensor:
+        """Sum of the log-probabilities of all transitions that are possible.
+
+        Args:
+            table: what :meth:`table` returns, if it is at hand.
+        """
+        return finite_sum((table or self.table()).values)
 
 
 class SoftmaxTransition(Transition):
@@ -199,7 +208,7 @@ class SoftmaxTransition(Transition):
     @torch.no_grad()
     def maximise(self, counts: Tensor, pseudocount: float) -> int:
         probs, unvisited = normalised_counts(counts, pseudocount, self.action_model, self._free)
-        self.logits.copy_(probs.log())
+        self.logits.copy_(probs.log_())
         return unvisited
 
 
@@ -313,11 +322,11 @@ class BlockTransition(Transition):
         probs, unvisited = normalised_counts(
             counts, pseudocount * self.multiplicity.to(counts), self.action_model, self.allowed
         )
-        self.logits.copy_(probs.log())
+        self.logits.copy_(probs.log_())
         return unvisited
 
-    def sum_log(self) -> Tensor:
-        values = self.table().values
+    def sum_log(self, table: Table | None = None) -> Tensor:
+        values = (table or self.table()).values
         lumped = self.multiplicity[..., -1].clamp(min=1).to(values)
         values = torch.cat([values[..., :-1], values[..., -1:] - lumped.log().unsqueeze(-1)], -1)
         return finite_sum(

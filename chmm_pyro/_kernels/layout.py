@@ -76,6 +76,12 @@ class Layout:
         return int(self.support_size.max())
 
     @cached_property
+    def work(self) -> NDArray[np.float64]:
+        """``(N,)`` rough multiply-adds of one pass over each sequence."""
+        size = self.support_size.astype(np.float64)
+        return np.add.reduceat(size * size + 40, self.step_start[:-1])
+
+    @cached_property
     def sequence_of_step(self) -> IntArray:
         """``(Q,)`` which sequence a step belongs to."""
         return np.repeat(np.arange(self.num_sequences), self.lengths)

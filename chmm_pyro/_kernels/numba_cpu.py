@@ -8,7 +8,6 @@ improbable sequence into an impossible one.
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +16,7 @@ from .interface import Counts, Draws, Forward, Path, Problem
 from .layout import IntArray
 from .numba_log_space import log_backward, log_counts, log_draw, log_forward
 from .numba_loops import block_counts, draw_jobs, job_counts, state_marginals
-from .numba_sweep import Sweep, filter_jobs, log_job, steps_of, sweep, work_of
+from .numba_sweep import Sweep, filter_jobs, log_job, steps_of, sweep
 from .numba_threads import chunks, run
 from .numba_viterbi import score_jobs, viterbi_jobs
 
@@ -70,7 +69,7 @@ def weigh(result: Sweep, weights: NDArray[np.float64], marginals: bool = False) 
     else:
         order = np.argsort(problem.jobs.blocks, kind="stable")
         row = problem.jobs.blocks[order]
-        work = np.bincount(row, work_of(problem)[order], minlength=len(counts))
+        work = np.bincount(row, layout.work[order], minlength=len(counts))
         tasks = []
         for lo, hi in chunks(work):
             mine = order[(row >= lo) & (row < hi)]
@@ -145,7 +144,7 @@ def viterbi(problem: Problem, generator_seed: int | None = None) -> Path:
         viterbi_jobs(first, last, *arrays, seed, back, states)
         score_jobs(first, last, *arrays, states, score)
 
-    run([partial(decode, lo, hi) for lo, hi in chunks(work_of(problem))])
+    run([partial(decode, lo, hi) for lo, hi in chunks(layout.work)])
     return Path(states, score)
 
 
@@ -167,7 +166,7 @@ def _draw(result: Sweep, uniforms: NDArray[np.float64]) -> IntArray:
         steps, width = steps_of(problem), layout.max_support
         draw_jobs(jobs, steps, result.blocks, result.forward, uniforms, width, states)
 
-    work: Any = work_of(problem)[exact] * len(uniforms)
+    work = layout.work[exact] * len(uniforms)
     run([partial(draw, exact[lo:hi]) for lo, hi in chunks(work)])
     if result.repair is not None:
         steps = layout.steps_of(result.repair.jobs)

@@ -28,11 +28,11 @@ _compile = njit(cache=True, nogil=True, fastmath=_FASTMATH, error_model="numpy")
 
 
 @_compile
-def lift_blocks(log_blocks, blocks, floor):
-    """Raise possible potentials to ``floor`` in place; returns how many were below it."""
+def lift_blocks(first, last, log_blocks, floor, blocks):
+    """Raise possible potentials to ``floor``; returns how many were below it."""
     lifted = 0
     for k in range(len(blocks)):
-        row, into = log_blocks[k], blocks[k]
+        row, into = log_blocks[k, first:last], blocks[k, first:last]
         low = 0
         for m in range(len(into)):
             small = (into[m] < floor) & (row[m] > -np.inf)
@@ -43,9 +43,9 @@ def lift_blocks(log_blocks, blocks, floor):
 
 
 @_compile
-def transpose(matrix, block_start, rows_of, columns_of, out):
+def transpose(first, last, matrix, block_start, rows_of, columns_of, out):
     for k in range(len(matrix)):
-        for block in range(len(rows_of)):
+        for block in range(first, last):
             rows, columns, base = rows_of[block], columns_of[block], block_start[block]
             for i in range(rows):
                 for j in range(columns):
@@ -100,7 +100,10 @@ def _propagate(vector, matrix, base, rows, columns, out):
 
 @_compile
 def _lift(vector, size, scale, floor, lift, out):
-    """Write ``vector * scale``, with ``lift`` for what is positive but below ``floor``."""
+    """Write ``vector * scale``, with ``lift`` for what is positive but below ``floor``.
+
+    ``out`` is not ``vector``: the compiler could not use vector instructions.
+    """
     lifted = 0
     for j in range(size):
         value = vector[j] * scale
@@ -143,6 +146,7 @@ def forward_jobs(
     From the first impossible step on, ``scale`` and messages are zero.
     """
     buffer = np.empty(widest, matrix.dtype)
+    product = np.empty(widest, matrix.dtype)
     scratch = np.empty(widest, matrix.dtype)
     soft = len(evidence) > 0
     one = matrix.dtype.type(1)
@@ -179,9 +183,9 @@ def forward_jobs(
                 _propagate(previous, row, steps.block_start[block], rows, size, buffer)
                 offset[q] = shifts[block]
             if soft:
-                num_lifted += _lift(buffer, size, one, floor, lift, buffer)
+                num_lifted += _lift(buffer, size, one, floor, lift, product)
                 for j in range(size):
-                    buffer[j] *= evidence[at + j]
+                    buffer[j] = product[j] * evidence[at + j]
                 offset[q] += evidence_shift[q]
             out = messages[at : at + size] if keep else scratch
             normaliser, low = _normalise(buffer, size, floor, lift, out)
@@ -200,6 +204,7 @@ def forward_jobs(
 @_compile
 def backward_jobs(jobs, steps, transposed, evidence, floor, widest, messages):
     """Normalised messages of the future, lifted; zero where no future is possible."""
+    buffer = np.empty(widest, transposed.dtype)
     product = np.empty(widest, transposed.dtype)
     soft = len(evidence) > 0
     one = transposed.dtype.type(1)
@@ -218,19 +223,18 @@ def backward_jobs(jobs, steps, transposed, evidence, floor, widest, messages):
             follower = messages[after : after + columns]
             if soft:
                 for j in range(columns):
-                    product[j] = follower[j] * evidence[after + j]
-                _lift(product, columns, one, floor, floor, product)
+                    buffer[j] = follower[j] * evidence[after + j]
+                _lift(buffer, columns, one, floor, floor, product)
                 follower = product
-            out = messages[at : at + size]
             base = steps.block_start[steps.block_index[q]]
-            _propagate(follower, row, base, columns, size, out)
-            _normalise(out, size, floor, floor, out)
+            _propagate(follower, row, base, columns, size, buffer)
+            _normalise(buffer, size, floor, floor, messages[at : at + size])
 
 
 @_compile
-def certify(steps, forward, backward, scale, soft, floor, tolerance, overlap, exact):
+def certify(jobs, steps, forward, backward, scale, soft, floor, tolerance, overlap, exact):
     """Overlaps of both messages, and which jobs they prove exact."""
-    for job in range(len(exact)):
+    for job in jobs:
         q0, q1 = steps.step_start[job], steps.step_start[job + 1]
         risk = 0.0
         for q in range(q0, q1):

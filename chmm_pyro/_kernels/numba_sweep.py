@@ -46,9 +46,10 @@ from .numba_loops import (
 )
 from .numba_threads import chunks, num_threads, run
 
-__all__ = ["Repair", "Steps", "Sweep", "filter_jobs", "log_job", "steps_of", "sweep", "work_of"]
+__all__ = ["Repair", "Steps", "Sweep", "filter_jobs", "log_job", "steps_of", "sweep"]
 
 _ROUNDING = 8  # units of rounding that a certified result may be wrong by
+_EXP_WORK = 20  # multiply-adds that take as long as all that an entry of a block needs
 
 
 class Steps(NamedTuple):
@@ -77,14 +78,6 @@ def steps_of(problem: Problem) -> Steps:
         jobs.initial,
         jobs.blocks,
     )
-
-
-def work_of(problem: Problem) -> NDArray[np.float64]:
-    """Rough multiply-adds of one pass, for each job."""
-    layout = problem.layout
-    size = layout.support_size.astype(np.float64)
-    squares = np.concatenate([[0.0], np.cumsum(size * size + 40)])
-    return squares[layout.step_start[1:]] - squares[layout.step_start[:-1]]
 
 
 class Repair(NamedTuple):
@@ -168,26 +161,45 @@ class _Scaled(NamedTuple):
         return self._replace(blocks=blocks, evidence=evidence)
 
 
-def _take_exp(problem: Problem, steps: Steps) -> _Scaled:
+def _take_exp(problem: Problem, steps: Steps, transposed: NDArray[Any] | None) -> _Scaled:
+    """Also fills ``transposed (K, F)`` with the transposed blocks, if given."""
     layout, log_blocks = problem.layout, problem.log_blocks
     dtype = log_blocks.dtype
     floor = dtype.type(2 * np.sqrt(np.finfo(dtype).tiny))
+    shift = np.empty((len(log_blocks), layout.num_blocks), dtype)
+    blocks = np.empty_like(log_blocks)
+    lifted = [0]
+
+    def exponentiate(first: int, last: int) -> None:
+        start = layout.block_start[first : last + 1]
+        lo, hi = start[0], start[-1]
+        mine, out = log_blocks[:, lo:hi], blocks[:, lo:hi]
+        top = np.maximum.reduceat(mine, start[:-1] - lo, axis=1)
+        top[np.isneginf(top)] = 0
+        shift[:, first:last] = top
+        np.subtract(mine, np.repeat(top, np.diff(start), axis=1), out=out)
+        np.exp(out, out=out)
+        lifted.append(lift_blocks(lo, hi, log_blocks, floor, blocks))
+        if transposed is not None:
+            transpose(
+                first,
+                last,
+                blocks,
+                layout.block_start,
+                layout.block_from[:, 1],
+                layout.block_to[:, 1],
+                transposed,
+            )
+
     if layout.num_blocks:
-        shift = np.maximum.reduceat(log_blocks, layout.block_start[:-1], axis=1)
-        shift[np.isneginf(shift)] = 0
-        blocks = log_blocks - np.repeat(shift, np.diff(layout.block_start), axis=1)
-        np.exp(blocks, out=blocks)
-        lifted = lift_blocks(log_blocks, blocks, floor)
-    else:
-        shift = np.zeros((len(log_blocks), 1), dtype)
-        blocks = np.zeros((len(log_blocks), 0), dtype)
-        lifted = 0
+        entries = np.diff(layout.block_start) * (len(log_blocks) * _EXP_WORK)
+        run([partial(exponentiate, lo, hi) for lo, hi in chunks(entries)])
     evidence, evidence_shift = _empty(dtype), _empty(dtype)
     if problem.log_evidence is not None:
         evidence = np.empty_like(problem.log_evidence)
         evidence_shift = np.empty(layout.num_steps, dtype)
-        lifted += scale_evidence(steps, problem.log_evidence, floor, evidence, evidence_shift)
-    return _Scaled(blocks, shift, evidence, evidence_shift, floor, lifted > 0)
+        lifted.append(scale_evidence(steps, problem.log_evidence, floor, evidence, evidence_shift))
+    return _Scaled(blocks, shift, evidence, evidence_shift, floor, any(lifted))
 
 
 class _Filtered(NamedTuple):
@@ -269,11 +281,11 @@ def filter_jobs(problem: Problem, keep: bool, *, certified: bool = True) -> Swee
         certified: False leaves out the proof: a caller will ask for a sweep if anything was lifted.
     """
     steps = steps_of(problem)
-    scaled = _take_exp(problem, steps)
+    scaled = _take_exp(problem, steps, None)
     out = _output(problem, keep)
     every = np.arange(problem.layout.num_sequences)
     exact = np.ones(len(every), np.bool_)
-    bounds = chunks(work_of(problem))
+    bounds = chunks(problem.layout.work)
     tasks = [
         partial(_go_forward, problem, steps, scaled, scaled.floor, out, every[lo:hi])
         for lo, hi in bounds
@@ -306,17 +318,12 @@ def sweep(problem: Problem) -> Sweep:
     """Both passes, without counts: the weights of counts may come later."""
     steps = steps_of(problem)
     layout = problem.layout
-    scaled = _take_exp(problem, steps)
-    transposed = np.empty_like(scaled.blocks)
-    transpose(
-        scaled.blocks,
-        layout.block_start,
-        layout.block_from[:, 1],
-        layout.block_to[:, 1],
-        transposed,
-    )
+    transposed = np.empty_like(problem.log_blocks)
+    scaled = _take_exp(problem, steps, transposed)
     out = _output(problem, True)
     backward = np.empty_like(out.messages)
+    overlap = np.empty(layout.num_steps)
+    exact = np.empty(layout.num_sequences, np.bool_)
     every = np.arange(layout.num_sequences)
 
     def go_forward(jobs: IntArray) -> None:
@@ -327,30 +334,32 @@ def sweep(problem: Problem) -> Sweep:
             jobs, steps, transposed, scaled.evidence, scaled.floor, layout.max_support, backward
         )
 
-    def both(jobs: IntArray) -> None:
+    def compare(jobs: IntArray) -> None:
+        certify(
+            jobs,
+            steps,
+            out.messages,
+            backward,
+            out.scale,
+            float(problem.log_evidence is not None),
+            float(scaled.floor),
+            _tolerance(scaled.blocks.dtype),
+            overlap,
+            exact,
+        )
+
+    def all_of(jobs: IntArray) -> None:
         go_forward(jobs)
         go_backward(jobs)
+        compare(jobs)
 
-    work = work_of(problem)
-    bounds = chunks(work)
-    if len(bounds) == 1 and num_threads(work.sum()) > 1:
+    bounds = chunks(layout.work)
+    if len(bounds) == 1 and num_threads(layout.work.sum()) > 1:
         # One long sequence: its two passes do not need each other.
         run([partial(go_forward, every), partial(go_backward, every)])
+        compare(every)
     else:
-        run([partial(both, every[lo:hi]) for lo, hi in bounds])
-    overlap = np.empty(layout.num_steps)
-    exact = np.empty(layout.num_sequences, np.bool_)
-    certify(
-        steps,
-        out.messages,
-        backward,
-        out.scale,
-        float(problem.log_evidence is not None),
-        float(scaled.floor),
-        _tolerance(scaled.blocks.dtype),
-        overlap,
-        exact,
-    )
+        run([partial(all_of, every[lo:hi]) for lo, hi in bounds])
     return _repair(_result(problem, scaled, out, backward, overlap, exact), backward=True)
 
 

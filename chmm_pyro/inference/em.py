@@ -24,6 +24,7 @@ from tqdm.auto import tqdm
 from ..models.base import CloneModel
 from ..parameters import finite_sum
 from ..sequences import SequenceBatch
+from ..tables import Table
 from .result import FitResult, bits_per_step
 from .scope import Stopwatch, until_interrupted
 
@@ -43,11 +44,14 @@ def check_options(num_iters: int, pseudocount: float, tol: float | None) -> None
         raise ValueError(f"tol = {tol}, expected bits per step >= 0, or None to run all updates.")
 
 
-def log_prior(model: CloneModel, pseudocount: float) -> Tensor | float:
-    """``pseudocount * sum(log p)`` over the free entries of the model, zero entries left out."""
+def log_prior(model: CloneModel, pseudocount: float, table: Table | None = None) -> Tensor | float:
+    """``pseudocount * sum(log p)`` over the free entries of the model, zero entries left out.
+
+    ``table`` is that of ``model.transition``, if it is at hand.
+    """
     if pseudocount == 0:
         return 0.0
-    total = model.transition.sum_log()
+    total = model.transition.sum_log(table)
     if model.initial.learned:
         total = total + finite_sum(model.initial.logits.log_softmax(-1))
     return pseudocount * total
@@ -106,7 +110,7 @@ def fit_em(
                     "pseudocount=0.01))."
                 )
             log_probs.append(log_prob)
-            objectives.append(log_prob + float(log_prior(fitted, pseudocount)))
+            objectives.append(log_prob + float(log_prior(fitted, pseudocount, hmm.table)))
             seconds.append(watch())
             if step == 1:
                 _check_climb(objectives, fitted)
