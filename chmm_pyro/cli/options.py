@@ -291,7 +291,7 @@ Iters = Annotated[
         metavar="N",
         panel=_TRAINING,
         help="Updates at most.",
-        show_default="svi 200, em 100, viterbi 100, vb 100, gumbel 300, map 40 each attempt",
+        show_default="svi 200, em 100, viterbi 100, vb 100, gumbel 300, map 25 each round",
     ),
 ]
 LearningRate = Annotated[

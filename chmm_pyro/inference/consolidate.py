@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -14,9 +16,9 @@ from ..models.base import CloneModel
 from ..models.point import PointCHMM
 from ..passages import split_passages
 from ..sequences import SequenceBatch
+from .em import fit_em
 from .result import FitResult, bits_per_step
 from .scope import Stopwatch
-from .viterbi import fit_viterbi
 
 __all__ = ["consolidate", "decoded_counts", "model_of_counts"]
 
@@ -77,6 +79,26 @@ def model_of_counts(
     )
 
 
+class _Refit(NamedTuple):
+    """A refitted model, its bits per step, and its information criterion in nats."""
+
+    fit: FitResult
+    model: CloneModel
+    bits: float
+    criterion: float
+
+
+def _expected_counts(
+    model: CloneModel, batch: SequenceBatch
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Expected counts ``(A, K, K)`` of at least half a move, and the symbols of their states."""
+    counts = model.distribution(batch).expected_counts(batch.obs)[2].cpu().double().numpy()
+    counts = np.where(counts >= 0.5, counts, 0.0)
+    used = np.flatnonzero((counts > 0).any((0, 1)) | (counts > 0).any((0, 2)))
+    return counts[:, used][:, :, used], model.clones.symbol_of_state[used]
+
+
+@torch.no_grad()
 def consolidate(
     result: FitResult | CloneModel,
     batch: SequenceBatch,
@@ -88,24 +110,28 @@ def consolidate(
 ) -> FitResult:
     """Merge clones that predict the same futures, drop unused ones, and refit.
 
-    The most probable paths are decoded, their states merged while the description length of the
-    path falls (:mod:`chmm_pyro.merging`), and the merged model is trained on by Viterbi training.
-    Models of any fit and worlds with chance in them are fine; what is merged needs positive
-    evidence, so states that share no tried action stay apart.
+    States are merged while the description length of their moves falls (:mod:`chmm_pyro.merging`),
+    and the merged model is trained on by EM.  The moves are counted in two ways: on the most
+    probable paths, which are crisp where a fit still leaks, and as expected counts under the
+    posterior, where worlds have chance in them: there a path prefers one of two equal copies for
+    what was likely and the other for what was not, so that they no longer look equal.  The
+    Bayesian information criterion, ``-log_prob + log(T) / 2`` for each move of the refitted model,
+    picks one.  What is merged needs positive evidence: states that share no tried action stay
+    apart.
 
     Args:
         result: a fit, or a model.
         batch: the sequences it was fitted to.
-        tolerance: how many bits per step the smaller model may be worse; if it is worse, only
-            unused states are dropped.
+        tolerance: how many bits per step the smaller model may be worse.  If it is worse, only
+            unused states are dropped; if that costs too much as well, the model stays as it is.
         pseudocount: added to every count of the returned model, so that no move is impossible.
         num_iters: updates of the refit at most.
         progress: show the refit's bar.
 
     Returns:
         A :class:`~chmm_pyro.inference.result.FitResult` whose ``settings["report"]`` says how many
-        states there were, were used and are left, how many folds merged them, the description
-        lengths in nats, and bits per step before and after.
+        states there were, were used and are left, which counts and how many folds merged them,
+        the description lengths in nats, and bits per step before and after.
 
     Raises:
         ValueError: options out of range, or data impossible under the model.
@@ -116,27 +142,30 @@ def consolidate(
         raise ValueError(f"pseudocount = {pseudocount}, expected >= 0.")
     model = result.model if isinstance(result, FitResult) else result
     watch = Stopwatch()
-    counts, symbols, score = decoded_counts(model, batch)
-    merging = merge_states(counts, symbols)
     before = bits_per_step(model, batch)
+    counts, symbols, score = decoded_counts(model, batch)
+    readings = [merge_states(counts, symbols), merge_states(*_expected_counts(model, batch))]
     dtype = next(model.parameters()).dtype
+    to_bits = 1 / (math.log(2) * batch.num_observed)
 
-    def refit(
-        kept: NDArray[np.float64], kept_symbols: NDArray[np.int64]
-    ) -> tuple[FitResult, PointCHMM, float]:
+    def refit(kept: NDArray[np.float64], kept_symbols: NDArray[np.int64]) -> _Refit:
+        # Without a pseudocount EM keeps moves that were never made at zero.
         start = model_of_counts(kept, kept_symbols, model.clones.num_symbols, dtype=dtype)
-        fit = fit_viterbi(start, batch, num_iters=num_iters, progress=progress)
-        final, final_symbols, _ = decoded_counts(fit.model, batch)
-        smooth = model_of_counts(
-            final, final_symbols, model.clones.num_symbols, pseudocount=pseudocount, dtype=dtype
-        )
-        return fit, smooth, bits_per_step(smooth, batch)
+        fit = fit_em(start, batch, num_iters=num_iters, tol=1e-6, progress=progress)
+        expected = fit.model.distribution(batch).expected_counts(batch.obs)[2]
+        fit.model.transition.maximise(expected, pseudocount)
+        after = bits_per_step(fit.model, batch)
+        cost = math.log(max(batch.num_observed, 2)) / 2 * int((kept > 0).sum())
+        return _Refit(fit, fit.model, after, after / to_bits + cost)
 
-    fit, smaller, after = refit(merging.counts, merging.symbols)
+    refits = [refit(merging.counts, merging.symbols) for merging in readings]
+    chosen = int(np.argmin([one.criterion for one in refits]))
+    merging, (fit, smaller, after, _) = readings[chosen], refits[chosen]
     merged = after <= before + tolerance
     if not merged:
-        fit, smaller, after = refit(counts, symbols)
-    to_bits = 1 / (math.log(2) * batch.num_observed)
+        fit, smaller, after, _ = refit(counts, symbols)
+    if not after <= before + tolerance:
+        smaller, after = copy.deepcopy(model), before
     return FitResult(
         model=smaller,
         data=batch,
@@ -156,6 +185,7 @@ def consolidate(
             "action_model": model.action_model,
             "report": {
                 "merged": merged,
+                "counted": ("path", "expected")[chosen],
                 "num_states_before": model.clones.num_states,
                 "num_states_used": len(symbols),
                 "num_states": smaller.clones.num_states,

@@ -9,6 +9,7 @@ import torch
 from chmm_pyro import CloneStructure, SequenceBatch
 from chmm_pyro.environments import Room, published_room
 from chmm_pyro.inference import consolidate, fit_em, fit_map
+from chmm_pyro.inference.consolidate import model_of_counts
 from chmm_pyro.models import PointCHMM
 
 
@@ -118,6 +119,35 @@ def test_consolidation_that_costs_likelihood_is_undone():
     smaller = consolidate(fit, batch, tolerance=0.02)
     assert smaller.bits_per_step <= fit.bits_per_step + 0.02
     assert smaller.model.clones.num_states <= 6
+
+
+def test_consolidation_beyond_the_tolerance_returns_the_model_given():
+    """Soft states that a single path cannot replace."""
+    obs = np.random.default_rng(1).integers(0, 2, 500)
+    batch = SequenceBatch.from_arrays(obs)
+    model = PointCHMM(CloneStructure([2, 2]), num_actions=1, seed=3)
+    for tolerance in (0.0, 1e-6):
+        smaller = consolidate(model, batch, pseudocount=50.0, tolerance=tolerance)
+        assert (
+            smaller.bits_per_step <= smaller.settings["report"]["bits_per_step_before"] + tolerance
+        )
+
+
+def test_consolidation_of_a_world_with_slips():
+    """Two copies of every place, and moves that fail one time in ten."""
+    room = published_room("aliased_4x4")
+    walk = room.random_walk(20_000, seed=3, slip=0.1)
+    copies = np.asarray(walk.places) * 2 + np.random.default_rng(0).integers(2, size=20_000)
+    counts = np.zeros((4, 32, 32))
+    np.add.at(counts, (walk.actions, copies[:-1], copies[1:]), 1.0)
+    symbols = np.repeat(np.asarray(room.symbols), 2)
+    model = model_of_counts(counts, symbols, 4, pseudocount=1e-3)
+    smaller = consolidate(model, walk.batch(), tolerance=0.02)
+    report = smaller.settings["report"]
+    assert report["merged"]
+    assert report["counted"] == "expected"
+    assert report["num_states"] == room.num_places
+    assert smaller.bits_per_step <= report["bits_per_step_before"] + 0.02
 
 
 def test_bad_options():
