@@ -25,7 +25,7 @@ from ..simplex import LogDirichlet
 from ..tables import DenseTable
 from .base import sequence_plate
 from .given import step_by_step
-from .noisy import NoisyCHMM, NoisyCloneHMM, state_chain
+from .noisy import NoisyCHMM, NoisyCloneHMM, noisy_steps, state_chain
 from .point import PointCHMM
 from .priors import SMALLEST, TransitionPrior, check_positive, from_rows, to_rows
 
@@ -163,11 +163,6 @@ class BayesianCHMM(PyroModule):
                 "learn_actions=True was given with action_model='joint', which has p(a | z) "
                 "already; leave learn_actions out."
             )
-        if enumerated and emission_concentration is not None:
-            raise ValueError(
-                "emission_concentration was given with enumerated=True, expected None: the "
-                "step-by-step program draws a clone of the observed symbol."
-            )
         self.clones, self.num_actions, self.action_model = clones, num_actions, action_model
         self.learn_initial, self.learn_actions = learn_initial, learn_actions
         self.enumerates, self.dtype = enumerated, dtype
@@ -290,6 +285,8 @@ class BayesianCHMM(PyroModule):
             batch: sequences to condition on, one or many (then in a plate ``sequences``).
         """
         hmm = self.distribution(batch)
+        if self.enumerates and isinstance(hmm, NoisyCloneHMM):
+            return noisy_steps(hmm, batch)
         if self.enumerates:
             return step_by_step(hmm)(batch)
         with sequence_plate(batch):

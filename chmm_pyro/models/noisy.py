@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import pyro
 import torch
 from numpy.typing import ArrayLike
+from pyro import distributions as dist
+from pyro import poutine
 from torch import Tensor, nn
 
 from ..clones import MISSING, CloneStructure
@@ -14,9 +17,10 @@ from ..distribution import CloneHMM
 from ..jobs import JobBatch, pose
 from ..sequences import SequenceBatch
 from ..tables import DenseTable
+from .base import sequence_plate
 from .point import PointCHMM
 
-__all__ = ["NoisyCHMM", "NoisyCloneHMM", "state_chain"]
+__all__ = ["NoisyCHMM", "NoisyCloneHMM", "noisy_steps", "state_chain"]
 
 
 class NoisyCloneHMM(CloneHMM):
@@ -107,6 +111,40 @@ def state_chain(hmm: CloneHMM) -> CloneHMM:
     single = CloneStructure([1] * hmm.clones.num_states)
     table = DenseTable(single, hmm.table.values, hmm.action_model)
     return CloneHMM(single, hmm.log_initial, table, hmm.actions, lengths=hmm.lengths)
+
+
+def noisy_steps(hmm: NoisyCloneHMM, batch: SequenceBatch) -> None:
+    """The program of ``hmm`` with a site for every hidden state, for ``TraceEnum_ELBO``.
+
+    Sites are the enumerated ``clone_t`` (a global state), the observed ``obs_t`` and, where actions
+    have a probability, factors ``action_t``.
+
+    Args:
+        hmm: one set of parameters.
+        batch: the data that it was made for.
+    """
+    num_steps = batch.obs.shape[-1]
+    lengths = torch.tensor(num_steps) if batch.lengths is None else batch.lengths
+    rows = hmm.log_initial
+    with sequence_plate(batch):
+        for t in pyro.markov(range(num_steps)):
+            symbol = batch.obs[..., t]
+            with poutine.mask(mask=t < lengths):
+                state = pyro.sample(
+                    f"clone_{t}", dist.Categorical(logits=rows), infer={"enumerate": "parallel"}
+                )
+                with poutine.mask(mask=symbol != MISSING):
+                    emitted = dist.Categorical(logits=hmm.log_emission[state])
+                    pyro.sample(f"obs_{t}", emitted, obs=symbol.clamp(min=0))
+            if t + 1 < num_steps:
+                driven = t + 1 < lengths
+                action = torch.where(driven, batch.actions[..., t], 0)
+                rows = hmm.table.values[action, state]
+                taken = rows.logsumexp(-1)  # p(a | z) of a joint model, else one
+                if hmm.log_actions is not None:
+                    taken = taken + hmm.log_actions[action]
+                with poutine.mask(mask=driven):
+                    pyro.factor(f"action_{t}", taken)
 
 
 class NoisyCHMM(PointCHMM):

@@ -120,6 +120,26 @@ def test_same_seed_same_draws():
     assert not torch.equal(one.draws["transition"], other.draws["transition"])
 
 
+def test_thinned_draws_are_every_so_manieth():
+    model = BayesianCHMM(CLONES, 2, 0.5)
+    every, thinned = (fit_gibbs(model, small(), thin=thin, **QUICK) for thin in (1, 4))
+    for name in ("transition", "log_prob", "log_joint", "num_used"):
+        assert torch.equal(thinned.draws[name], every.draws[name][:, 3::4])
+
+
+def test_the_number_of_clones_in_use_is_inferred():
+    """A ring of three places with one symbol and one with another, and eight clones for each."""
+    batch = SequenceBatch.from_arrays([0, 0, 0, 1] * 50)
+    model = BayesianCHMM(CloneStructure([8, 8]), 1, 0.3, stick_concentration=1.0)
+    fit = fit_gibbs(
+        model, batch, num_iters=100, num_warmup=100, num_chains=4, progress=False, seed=1
+    )
+    used = fit.draws["num_used"].double().mean((0, 1))
+    assert ((used - torch.tensor([3.0, 1.0])).abs() < 1.0).all(), used
+    alike = BayesianCHMM(CloneStructure([8, 8]), 1, 0.3)
+    assert (alike.prior_predictive(batch, 50).num_used.double().mean(0) > 7.5).all()
+
+
 def test_random_state_of_the_caller_is_untouched():
     torch.manual_seed(7)
     before = torch.get_rng_state()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -10,6 +11,8 @@ import pytest
 import reference
 import torch
 from conftest import TOL
+from dirichlet_oracle import exact_posterior
+from goodness_of_fit import MIN_P_VALUE, p_value
 from pyro import poutine
 from pyro.infer import Trace_ELBO, TraceEnum_ELBO
 from scipy import stats
@@ -44,8 +47,16 @@ OPTIONS = {
 }
 
 
+NOISY = {
+    "emission": {"emission_concentration": (3.0, 0.5)},
+    "emission and joint": {"emission_concentration": (3.0, 0.5), "action_model": "joint"},
+    "emission and actions": {"emission_concentration": (3.0, 0.5), "learn_actions": True},
+}
+
+
 def make(name, **more):
-    return BayesianCHMM(CLONES, 2, **{"concentration": 0.8, **OPTIONS[name], **more})
+    options = {**OPTIONS, **NOISY}[name]
+    return BayesianCHMM(CLONES, 2, **{"concentration": 0.8, **options, **more})
 
 
 def enumerated(model, values, batch):
@@ -80,7 +91,7 @@ def test_program_is_prior_times_enumerated_likelihood(name, batch):
 
 
 @pytest.mark.parametrize("batch", [single, ragged], ids=["single", "ragged"])
-@pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.parametrize("name", [*OPTIONS, *NOISY])
 def test_enumerated_program_is_the_collapsed_one(name, batch):
     batch = batch()
     collapsed, stepwise = make(name), make(name, enumerated=True)
@@ -274,6 +285,33 @@ def test_prior_predictive():
     assert torch.equal(found.obs, again.obs)
 
 
+def test_prior_predictive_sequences_have_their_exact_probability():
+    """Parameters and paths integrated out by the mixture over paths of the oracle."""
+    model = BayesianCHMM(CLONES, 2, 0.4, sticky=0.3)
+    actions = [1, 0, 1]
+    blank = SequenceBatch.from_arrays([0] * 4, actions)
+    found = model.prior_predictive(blank, 5000, seed=2)
+    exact = {
+        obs: math.exp(exact_posterior((2, 1), model.concentration({}), obs, actions).log_evidence)
+        for obs in itertools.product(range(2), repeat=4)
+    }
+    assert_close(sum(exact.values()), 1.0, **EXACT)
+    assert p_value(map(tuple, found.obs.tolist()), exact) > MIN_P_VALUE
+
+
+def test_missing_symbols_of_an_enumerated_emission_model():
+    values = make("emission").sample_prior()
+    batch = SequenceBatch.from_arrays([[0, MISSING, 1, 1], [MISSING, 0]], [[0, 1, 1], [0]])
+    found, expected = (
+        elbo.loss(poutine.condition(model, data=values), _empty, batch)
+        for model, elbo in (
+            (make("emission", enumerated=True), TraceEnum_ELBO(max_plate_nesting=1)),
+            (make("emission"), Trace_ELBO()),
+        )
+    )
+    assert_close(found, expected, **EXACT)
+
+
 def test_fewer_clones_are_used_under_smaller_stick_concentrations():
     batch = SequenceBatch.from_arrays([0] * 300)
     used = []
@@ -312,10 +350,6 @@ BAD = {
     "actions": ({"action_concentration": 0.0}, "action_concentration\\[0\\] = 0"),
     "emission": ({"emission_concentration": (1.0, 0.0)}, "emission_concentration"),
     "joint actions": ({"learn_actions": True, "action_model": "joint"}, "learn_actions=True"),
-    "enumerated emission": (
-        {"enumerated": True, "emission_concentration": (1.0, 1.0)},
-        "with enumerated=True",
-    ),
     "action model": ({"action_model": "both"}, "action_model = 'both'"),
 }
 
