@@ -28,6 +28,7 @@ from typing import Any, NamedTuple
 
 import arviz as az
 import numpy as np
+import scipy.sparse as sp
 import torch
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
@@ -167,7 +168,6 @@ def relabel(
     draws = result if isinstance(result, PosteriorDraws) else posterior_draws(result, seed=seed)
     clones = draws.model.clones
     paths = draws.paths.reshape(-1, draws.paths.shape[-1])
-    steps = _steps_of_symbols(clones, paths)
     identity = np.tile(np.arange(clones.num_states), (len(paths), 1))
     before = _agreement(paths, clones)
     # Start from the numbering of one draw, so that modes do not mix in the first consensus.
@@ -177,7 +177,7 @@ def relabel(
     num_rounds, converged = 0, False
     with tqdm(total=max_rounds, desc="relabelling", disable=not progress) as bar:
         while num_rounds < max_rounds and not converged:
-            found = np.stack([_assign(path, consensus, clones, steps) for path in paths])
+            found = np.stack([_assign(path, consensus, clones) for path in paths])
             num_rounds += 1
             bar.update()
             converged = num_rounds > 1 and bool((found == renamed).all())
@@ -245,35 +245,29 @@ def _rhat(values: NDArray[Any]) -> FloatArray:
 # -------------------------------------------------------------------------------- one draw
 
 
-def _steps_of_symbols(clones: CloneStructure, paths: IntArray) -> list[IntArray]:
-    """The steps of each symbol; not those where draws disagree about it (missing observations)."""
-    symbols = clones.symbol_of_state[paths]
-    shared = (symbols == symbols[0]).all(0)
-    return [np.flatnonzero(shared & (symbols[0] == v)) for v in range(clones.num_symbols)]
-
-
-def _consensus(paths: IntArray, clones: CloneStructure) -> FloatArray:
+def _consensus(paths: IntArray, clones: CloneStructure) -> sp.csr_array:
     """``(N, S)`` share of the draws at each state, at every step."""
-    share = np.zeros((paths.shape[1], clones.num_states))
-    steps = np.arange(paths.shape[1])
-    for path in paths:
-        share[steps, path] += 1
-    return share / len(paths)
+    num_draws, num_steps = paths.shape
+    steps = np.tile(np.arange(num_steps), num_draws)
+    share = np.full(paths.size, 1.0 / num_draws)
+    shape = (num_steps, clones.num_states)
+    return sp.csr_array(sp.coo_array((share, (steps, paths.reshape(-1))), shape=shape))
 
 
-def _assign(
-    path: IntArray, consensus: FloatArray, clones: CloneStructure, steps: list[IntArray]
-) -> IntArray:
+def _overlap(path: IntArray, consensus: sp.csr_array) -> FloatArray:
+    """``(S, S)``: summed over the steps at each state of a draw, the share of each state."""
+    at = (path, np.arange(len(path)))
+    states = sp.csr_array((np.ones(len(path)), at), shape=consensus.shape[::-1])
+    return (states @ consensus).toarray()
+
+
+def _assign(path: IntArray, consensus: sp.csr_array, clones: CloneStructure) -> IntArray:
     """``(S,)`` the new number of each state of one draw."""
+    overlap = _overlap(path, consensus)
     renamed = np.arange(clones.num_states)
-    for symbol, where in enumerate(steps):
+    for symbol in range(clones.num_symbols):
         own = clones.states(symbol)
-        size = own.stop - own.start
-        if size == 1 or not len(where):
-            continue
-        overlap = np.zeros((size, size))
-        np.add.at(overlap, path[where] - own.start, consensus[where, own])
-        rows, columns = linear_sum_assignment(overlap, maximize=True)
+        rows, columns = linear_sum_assignment(overlap[own, own], maximize=True)
         renamed[own.start + rows] = own.start + columns
     return renamed
 
@@ -283,8 +277,7 @@ def _agreement(paths: IntArray, clones: CloneStructure) -> FloatArray:
     if len(paths) == 1:
         return np.ones(1)
     share = _consensus(paths, clones)
-    steps = np.arange(paths.shape[1])
-    same = np.array([share[steps, path].mean() for path in paths])
+    same = np.array([np.trace(_overlap(path, share)) for path in paths]) / paths.shape[1]
     return (same * len(paths) - 1) / (len(paths) - 1)
 
 

@@ -163,3 +163,15 @@ def test_sampler_efficiency_counts_draws_by_second(monkeypatch, tmp_path):
     rate = table["effective_next"] / table["cpu_seconds"]
     assert_allclose(table["next_per_cpu_second"], rate, rtol=1e-2)
     assert "processor:" in (tmp_path / "sampler_efficiency.txt").read_text(encoding="utf-8")
+
+
+def test_number_of_clones_compares_budgets_and_draws(monkeypatch, tmp_path):
+    clones = import_benchmark(monkeypatch, "number_of_clones")
+    small = ["--steps", "80", "--budgets", "2", "4", "--chains", "2", "--warmup", "3"]
+    short = ["--draws", "8", "--em-iters", "3", "--held-out", "40", "--out", str(tmp_path)]
+    clones.main([*small, *short])
+    table = pd.read_csv(tmp_path / "number_of_clones.csv")
+    assert list(table["prior"]) == ["fixed", "fixed", "sticks"]
+    assert (table["loo_bits"] > 0).all() and (table["held_out_bits"] > 0).all()
+    assert (tmp_path / "number_of_clones.png").read_bytes()[:4] == b"\x89PNG"
+    assert "processor:" in (tmp_path / "number_of_clones.txt").read_text(encoding="utf-8")

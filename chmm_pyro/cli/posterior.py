@@ -118,14 +118,8 @@ def _loo(idata: Any, draws: PosteriorDraws) -> dict[str, float]:
         warnings.simplefilter("ignore")  # Pareto k is reported instead
         found = az.loo(idata, var_name="obs", pointwise=True)
     k = np.asarray(found.pareto_k)
-    elpd, se = (
-        (float(found[name]) for name in ("elpd_loo", "se"))
-        if "elpd_loo" in found
-        else (
-            float(found.elpd),
-            float(found.se),
-        )
-    )
+    elpd = float(found.elpd if hasattr(found, "elpd") else found.elpd_loo)  # 1.x, 0.x
+    se = float(found.se)
     scale = math.log(2) * len(k)
     return {
         "elpd": elpd,
