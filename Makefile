@@ -6,7 +6,7 @@ READY := $(VENV)/.installed
 PEERS := $(VENV)/.peers-installed
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help demo test test-all test-no-numba lint format notebooks bench clean
+.PHONY: help demo test test-all test-no-numba lint format notebooks pictures bench clean
 
 help:
 	@echo "make demo            learn the published room, with a table and pictures"
@@ -16,6 +16,7 @@ help:
 	@echo "make lint            ruff and mypy"
 	@echo "make format          let ruff rewrite"
 	@echo "make notebooks       execute the notebooks in full and store their outputs"
+	@echo "make pictures        make the pictures of the README again"
 	@echo "make bench           speed and memory, with the peers that are installed"
 	@echo "make clean           remove the environment and build outputs"
 
@@ -54,6 +55,9 @@ format: $(READY)
 
 notebooks: $(READY)
 	$(BIN)/python notebooks/execute.py
+
+pictures: $(READY)
+	$(BIN)/python examples/pictures.py
 
 bench: $(PEERS)
 	$(BIN)/python benchmarks/speed.py

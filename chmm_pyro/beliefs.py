@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-__all__ = ["Posterior", "StatePath"]
+__all__ = ["Posterior", "StatePath", "checked_belief"]
 
 
 @dataclass(frozen=True)
@@ -60,3 +62,38 @@ class StatePath(NamedTuple):
 
     states: Tensor
     score: Tensor
+
+
+def checked_belief(belief: ArrayLike, num_nodes: int) -> NDArray[np.float64]:
+    """``(N,)`` a belief over the places of a map, with sum one.
+
+    Args:
+        belief: ``(N,)`` probabilities, or weights in proportion to them.
+        num_nodes: ``N``.
+
+    Raises:
+        ValueError: another shape, NaN, an infinite or a negative weight, or zeros alone.
+
+    Example:
+        >>> checked_belief([1, 0, 3], num_nodes=3)
+        array([0.25, 0.  , 0.75])
+    """
+    weights = np.asarray(belief, dtype=float)
+    if weights.shape != (num_nodes,):
+        raise ValueError(
+            f"belief has shape {weights.shape}, expected ({num_nodes},): a probability for each "
+            "node of the map."
+        )
+    wrong = ~(np.isfinite(weights) & (weights >= 0))
+    if wrong.any():
+        node = int(np.argmax(wrong))
+        raise ValueError(
+            f"belief[{node}] = {weights[node]:g}, expected a probability; look for NaN where it "
+            "was computed."
+        )
+    if not weights.any():
+        raise ValueError(
+            "belief is zero everywhere, expected a place where one may be; leave it out for a "
+            "uniform one."
+        )
+    return weights / weights.sum()

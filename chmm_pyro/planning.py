@@ -16,6 +16,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from .beliefs import checked_belief
 from .maps import CognitiveMap
 
 __all__ = [
@@ -115,12 +116,7 @@ def plan_from_belief(cognitive_map: CognitiveMap, belief: ArrayLike, goal: State
         >>> plan_from_belief(cognitive_map, [0.7, 0, 0.3, 0], goal=3)
         Plan(3 steps from 0 to 3, probability 0.7, 4 nodes expanded)
     """
-    probs = np.asarray(belief, dtype=float)
-    if probs.shape != (cognitive_map.num_nodes,) or not (probs >= 0).all() or not probs.any():
-        raise ValueError(
-            f"belief has shape {probs.shape}, expected ({cognitive_map.num_nodes},) "
-            "probabilities, one for each node of the map."
-        )
+    probs = checked_belief(belief, cognitive_map.num_nodes)
     possible = np.flatnonzero(probs).tolist()
     starts = [(-math.log(probs[node]), node) for node in possible]
     return _search(cognitive_map, starts, goal, "probability")
@@ -186,8 +182,16 @@ def node_list(cognitive_map: CognitiveMap, name: str, states: States) -> list[in
     """Node indices of a start or goal, each once.
 
     Raises:
+        TypeError: no states at all.
         ValueError: no state, or one that is not on the map.
     """
+    if not isinstance(states, (int, np.integer)) and (
+        isinstance(states, str) or not isinstance(states, Iterable)
+    ):
+        raise TypeError(
+            f"{name} = {states!r}, expected a state or several states; use map.of_symbol(symbol) "
+            "for all that show a symbol."
+        )
     given = [states] if isinstance(states, (int, np.integer)) else list(states)
     if not given:
         raise ValueError(f"{name} is empty, expected at least one state of the map.")

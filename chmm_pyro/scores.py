@@ -50,6 +50,12 @@ def _mass(posterior: Posterior) -> tuple[NDArray[np.float64], NDArray[np.int64]]
     """``(steps, M)`` probabilities and the states that they are of."""
     probs = _array(posterior.probs).astype(np.float64)
     probs = probs.reshape(-1, probs.shape[-1])
+    if np.isnan(probs).any():
+        step = int(np.argmax(np.isnan(probs).any(1)))
+        raise ValueError(
+            f"posterior.probs is NaN at step {step}, expected probabilities; look for NaN in the "
+            "evidence or the parameters."
+        )
     # Entries beyond a step's support are zero, so wrapping them around adds nothing.
     first = _array(posterior.first_state).reshape(-1, 1)
     return probs, (first + np.arange(probs.shape[1])) % posterior.num_states

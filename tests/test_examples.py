@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pyro
 import pytest
+from shell import done, json_of, walk_table
+
+from chmm_pyro.environments import Room
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"
@@ -26,13 +30,13 @@ def execute(code):
 
 
 def script(name, *arguments):
-    done = subprocess.run(
+    finished = subprocess.run(
         [sys.executable, str(EXAMPLES / name), *arguments],
         check=True,
         capture_output=True,
         text=True,
     )
-    return done.stdout
+    return finished.stdout
 
 
 def bits_per_step(output):
@@ -83,12 +87,60 @@ def test_readme_has_code():
     assert BLOCKS
 
 
-@pytest.mark.parametrize("number", range(len(BLOCKS)))
-def test_readme_code_runs(number, tmp_path, monkeypatch):
+@pytest.fixture
+def walks(tmp_path, monkeypatch):
+    """The folder of a user whose walks.csv has the columns and labels that the README shows."""
     rows = re.findall(r"^\| (.*) \|$", README.split("## Your own sequences")[1], re.MULTILINE)
     cells = [[cell.strip() for cell in row.split("|")] for row in rows]
-    table = [row for row in cells if len(row) == 3]
-    assert table[0] == ["episode", "observation", "action"], "the table of walks.csv"
-    (tmp_path / "walks.csv").write_text("\n".join(map(",".join, table)))
+    header, *shown = [row for row in cells if len(row) == 3]
+    assert header == ["episode", "observation", "action"], "the table of walks.csv"
+    labels = {cell for row in shown for cell in row[1:]}
+    room = Room([[0, 1, 2], [1, 0, 2]])
+    table = walk_table(room, ["door", "wall", "window"], num_steps=400, episodes=3)[header]
+    assert {"door", "wall", "left", "up"} <= labels & {*table["observation"], *table["action"]}
+    table.to_csv(tmp_path / "walks.csv", index=False)
     monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("number", range(len(BLOCKS)))
+def test_readme_code_runs(number, walks):
     execute(BLOCKS[number])
+
+
+def test_readme_commands_run_in_their_order(walks):
+    """Those of the two sections on one's own table."""
+    section = README.split("## Your own sequences")[1].split("## A posterior")[0]
+    commands = re.findall(r"^    chmm (.*)$", section, re.MULTILINE)
+    assert [shlex.split(command)[0] for command in commands] == [
+        *("fit", "eval", "decode"),
+        *("fit", "map", "plan", "report"),
+    ]
+    for command in commands:
+        done(*shlex.split(command, comments=True))
+    for name in ("map.png", "moves.csv", "plan.png", "my_map/report.html"):
+        assert (walks / name).stat().st_size > 500
+    assert json_of("map", "my_map")["num_places"] == 6
+
+
+PICTURES = re.findall(r"examples/pictures/[\w-]+\.png", README)
+
+
+def test_readme_shows_pictures_that_exist_and_are_small():
+    assert len(set(PICTURES)) >= 7
+    for name in PICTURES:
+        assert (ROOT / name).read_bytes().startswith(b"\x89PNG")
+        assert (ROOT / name).stat().st_size < 150_000
+
+
+@pytest.mark.slow
+def test_the_pictures_are_made_by_their_script(tmp_path):
+    """Small and quick here; all of the committed ones, and no other."""
+    script(
+        "pictures.py",
+        *("--out", str(tmp_path), "--steps", "10000", "--clones", "20", "--iters", "10"),
+        *("--world", "aliased_4x4"),
+    )
+    made = {path.name for path in tmp_path.glob("*.png")}
+    assert made == {path.name for path in (EXAMPLES / "pictures").glob("*.png")}
+    assert {Path(name).name for name in PICTURES} == made
