@@ -118,7 +118,8 @@ def _segments(
             part = batch.windows(cut.sequence[chosen], starts[chosen], ends[chosen])
             return Term(replace(part, population=total), weight, logits)
 
-        for chosen in torch.as_tensor(generator.permutation(total)).split(size):
+        order = torch.as_tensor(generator.permutation(total), device=starts.device)
+        for chosen in order.split(size):
             found = [term(chosen, lengths, 1.0)]
             late = chosen[run_up[chosen] > 0]
             if len(late):
@@ -132,7 +133,7 @@ def _beliefs_at(model: CloneModel, batch: SequenceBatch, sequence: Tensor, steps
     """``(K, S)`` log filter states at one step of one sequence each."""
     found = model.distribution(batch).filter(batch.obs)
     at = (steps,) if batch.single else (sequence, steps)
-    probs = torch.zeros(len(steps), found.num_states, dtype=found.probs.dtype)
-    local = torch.arange(found.probs.shape[-1])
+    probs = found.probs.new_zeros(len(steps), found.num_states)
+    local = torch.arange(found.probs.shape[-1], device=probs.device)
     state = (found.first_state[at].unsqueeze(-1) + local) % found.num_states
     return probs.scatter_add_(-1, state, found.probs[at]).log()
