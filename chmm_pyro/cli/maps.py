@@ -158,8 +158,12 @@ def make_plan(
 
 
 def map_of(opened: OpenRun) -> CognitiveMap:
-    """The map that a run makes of its data."""
-    return CognitiveMap.from_model(opened.checkpoint.model, opened.batch)
+    """The map on the most probable path, as ``chmm decode`` writes it.
+
+    Unlike expected counts it exists for models that are unsure of most moves, such as a fit that
+    was stopped early.
+    """
+    return CognitiveMap.from_model(opened.checkpoint.model, opened.batch, counts="path")
 
 
 def map_lines(cognitive_map: CognitiveMap, opened: OpenRun) -> dict[str, str]:
