@@ -16,7 +16,7 @@ from .interface import Counts, Draws, Forward, Path, Problem
 from .layout import IntArray
 from .numba_log_space import log_backward, log_counts, log_draw, log_forward
 from .numba_loops import block_counts, draw_jobs, job_counts, state_marginals
-from .numba_sweep import Sweep, filter_jobs, log_job, steps_of, sweep
+from .numba_sweep import Sweep, filter_jobs, filter_to_draw, log_job, steps_of, sweep
 from .numba_threads import chunks, run
 from .numba_viterbi import score_jobs, viterbi_jobs
 
@@ -42,9 +42,9 @@ def weigh(result: Sweep, weights: NDArray[np.float64], marginals: bool = False) 
     # Step q leads to q + 1, whose normaliser and overlap complete the joint posterior.
     np.divide(gain[1:], result.scale[1:], out=factor[:-1], where=gain[1:] != 0, casting="same_kind")
 
-    counts = np.zeros_like(result.blocks)
     arrays = (result.blocks, result.forward, result.backward, result.evidence)
-    if len(counts) == 1:
+    if len(result.blocks) == 1:
+        counts = np.empty_like(result.blocks)
         order, group = layout.grouped_steps
         rows, columns = layout.block_from[:, 1], layout.block_to[:, 1]
         share = (np.diff(group) + 4.0) * rows * columns
@@ -67,6 +67,7 @@ def weigh(result: Sweep, weights: NDArray[np.float64], marginals: bool = False) 
         if layout.num_blocks:
             run([partial(count, lo, hi) for lo, hi in chunks(share)])
     else:
+        counts = np.zeros_like(result.blocks)
         order = np.argsort(problem.jobs.blocks, kind="stable")
         row = problem.jobs.blocks[order]
         work = np.bincount(row, layout.work[order], minlength=len(counts))
@@ -150,10 +151,7 @@ def viterbi(problem: Problem, generator_seed: int | None = None) -> Path:
 
 def ffbs(problem: Problem, uniforms: NDArray[np.float64]) -> Draws:
     """Posterior paths by inverse CDF of ``uniforms (samples, Q)``."""
-    result = filter_jobs(problem, True, certified=False)
-    if result.lifted.any():
-        # What the future makes of lifted entries only the other pass knows.
-        result = sweep(problem)
+    result = filter_to_draw(problem)
     return Draws(_draw(result, uniforms), result.log_z)
 
 

@@ -275,7 +275,9 @@ def block_counts(
     for block in range(first, last):
         position, end = group[block], group[block + 1]
         if position == end:
-            continue  # its supports may be wider than any that these jobs meet
+            # Its supports may be wider than any that these jobs meet.
+            counts[0, steps.block_start[block] : steps.block_start[block + 1]] = 0
+            continue
         rows, columns = rows_of[block], columns_of[block]
         for i in range(rows):
             line = total[i]

@@ -26,6 +26,7 @@ in float32 by the same loops in float64, those in float64 in log space.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -46,7 +47,16 @@ from .numba_loops import (
 )
 from .numba_threads import chunks, num_threads, run
 
-__all__ = ["Repair", "Steps", "Sweep", "filter_jobs", "log_job", "steps_of", "sweep"]
+__all__ = [
+    "Repair",
+    "Steps",
+    "Sweep",
+    "filter_jobs",
+    "filter_to_draw",
+    "log_job",
+    "steps_of",
+    "sweep",
+]
 
 _ROUNDING = 8  # units of rounding that a certified result may be wrong by
 _EXP_WORK = 20  # multiply-adds that take as long as all that an entry of a block needs
@@ -109,7 +119,6 @@ class Sweep(NamedTuple):
         overlap: ``(Q,)`` of both messages; empty after a forward pass alone.
         forward: ``(messages,)``, or empty where they were not kept.
         backward: ``(messages,)``, or empty after a forward pass alone.
-        lifted: ``(J,)`` whether anything of a job was lifted on the way forward.
         exact: ``(J,)`` False where ``repair`` (float32) or log space (float64) has the answer.
         repair: the answers in float64, if any job needed them.
     """
@@ -123,7 +132,6 @@ class Sweep(NamedTuple):
     overlap: NDArray[np.float64]
     forward: NDArray[Any]
     backward: NDArray[Any]
-    lifted: NDArray[np.bool_]
     exact: NDArray[np.bool_]
     repair: Repair | None = None
 
@@ -267,51 +275,60 @@ def _result(
         overlap,
         out.messages,
         backward,
-        out.lifted,
         exact,
     )
 
 
-def filter_jobs(problem: Problem, keep: bool, *, certified: bool = True) -> Sweep:
-    """Forward messages alone.
+def filter_jobs(problem: Problem, keep: bool) -> Sweep:
+    """Forward messages alone, or only their likelihoods where messages are not to ``keep``."""
+    steps = steps_of(problem)
+    scaled = _take_exp(problem, steps, None)
+    out, below = _output(problem, keep), _output(problem, False)
+    every = np.arange(problem.layout.num_sequences)
+    tasks = _forward_tasks(problem, steps, scaled, scaled.floor, out)
+    if scaled.lifted:
+        # Some messages will be, too: both passes at once.
+        run([*tasks, *_forward_tasks(problem, steps, scaled.dropped(), 0.0, below)])
+        suspects = every
+    else:
+        run(tasks)
+        suspects = np.flatnonzero(out.lifted)
+        if len(suspects):
+            _go_forward(problem, steps, scaled, 0.0, below, suspects)
+    exact = np.ones(len(every), np.bool_)
+    agree(suspects, steps, out.scale, below.scale, _tolerance(scaled.blocks.dtype), exact)
+    return _repair(_forward_result(problem, scaled, out, exact), backward=False)
 
-    Args:
-        problem: all jobs.
-        keep: whether messages are wanted, not only likelihoods.
-        certified: False leaves out the proof: a caller will ask for a sweep if anything was lifted.
+
+def filter_to_draw(problem: Problem) -> Sweep:
+    """Forward messages that paths can be drawn from.
+
+    What becomes of lifted entries only the other pass knows: where there are any this is a sweep.
     """
     steps = steps_of(problem)
     scaled = _take_exp(problem, steps, None)
-    out = _output(problem, keep)
+    if not scaled.lifted:
+        out = _output(problem, True)
+        run(_forward_tasks(problem, steps, scaled, scaled.floor, out))
+        if not out.lifted.any():
+            return _forward_result(problem, scaled, out, ~out.lifted)
+    return sweep(problem)
+
+
+def _forward_tasks(
+    problem: Problem, steps: Steps, scaled: _Scaled, lift: float, out: _Filtered
+) -> list[Callable[[], None]]:
     every = np.arange(problem.layout.num_sequences)
-    exact = np.ones(len(every), np.bool_)
-    bounds = chunks(problem.layout.work)
-    tasks = [
-        partial(_go_forward, problem, steps, scaled, scaled.floor, out, every[lo:hi])
-        for lo, hi in bounds
+    return [
+        partial(_go_forward, problem, steps, scaled, lift, out, every[lo:hi])
+        for lo, hi in chunks(problem.layout.work)
     ]
-    if not certified:
-        run(tasks)
-        out.lifted[:] |= scaled.lifted
-    else:
-        below = _output(problem, False)
-        if scaled.lifted:
-            # Something will be lifted: both passes at once.
-            fewer = scaled.dropped()
-            tasks += [
-                partial(_go_forward, problem, steps, fewer, 0.0, below, every[lo:hi])
-                for lo, hi in bounds
-            ]
-            run(tasks)
-            suspects = every
-        else:
-            run(tasks)
-            suspects = np.flatnonzero(out.lifted)
-            if len(suspects):
-                _go_forward(problem, steps, scaled, 0.0, below, suspects)
-        agree(suspects, steps, out.scale, below.scale, _tolerance(scaled.blocks.dtype), exact)
-    result = _result(problem, scaled, out, out.messages, _empty(np.float64), exact)
-    return _repair(result, backward=False)
+
+
+def _forward_result(
+    problem: Problem, scaled: _Scaled, out: _Filtered, exact: NDArray[np.bool_]
+) -> Sweep:
+    return _result(problem, scaled, out, _empty(scaled.blocks.dtype), _empty(np.float64), exact)
 
 
 def sweep(problem: Problem) -> Sweep:
