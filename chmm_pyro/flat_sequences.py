@@ -104,6 +104,12 @@ class FlatSequences:
             flat_positions=positions,
         )
 
+    def action_counts(self, num_actions: int) -> Tensor:
+        """``(num_actions,)`` how often each action drives a transition."""
+        driving = torch.ones(len(self.flat_actions), dtype=torch.bool, device=self.device)
+        driving[self.offsets[1:] - 1] = False
+        return torch.bincount(self.flat_actions[driving], minlength=num_actions)
+
     def __len__(self) -> int:
         return self.num_sequences
 

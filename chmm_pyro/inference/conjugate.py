@@ -25,7 +25,6 @@ from ..models.priors import to_rows
 from ..sequences import SequenceBatch
 
 __all__ = [
-    "action_counts",
     "dirichlet_of",
     "draw_log_dirichlet",
     "draw_parameters",
@@ -37,13 +36,6 @@ Array = NDArray[Any]
 
 # Below this many entries a second thread costs more than it saves.
 _PARALLEL_ENTRIES = 50_000
-
-
-def action_counts(batch: SequenceBatch, num_actions: int) -> Tensor:
-    """``(A,)`` how often each action drives a transition."""
-    driving = torch.ones(len(batch.flat_actions), dtype=torch.bool, device=batch.device)
-    driving[batch.offsets[1:] - 1] = False
-    return torch.bincount(batch.flat_actions[driving], minlength=num_actions)
 
 
 def path_counts(model: BayesianCHMM, batch: SequenceBatch, states: Tensor) -> dict[str, Tensor]:
@@ -74,7 +66,7 @@ def path_counts(model: BayesianCHMM, batch: SequenceBatch, states: Tensor) -> di
         "log_initial": count(states[..., :1], inside[..., :1], (size,)),
     }
     if model.learn_actions:
-        counts["log_actions"] = action_counts(batch, model.num_actions).expand(chains, -1)
+        counts["log_actions"] = batch.action_counts(model.num_actions).expand(chains, -1)
     if model.emission_concentration is not None:
         symbols = model.clones.num_symbols
         seen = inside & (batch.obs != MISSING)

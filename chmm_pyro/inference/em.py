@@ -160,20 +160,12 @@ def _update(model: CloneModel, counts: Tensor, pseudocount: float, step: float) 
     return unvisited
 
 
-def _action_counts(model: CloneModel, batch: SequenceBatch) -> Tensor:
-    driving = np.ones(len(batch.flat_actions), dtype=bool)
-    driving[np.asarray(batch.offsets)[1:] - 1] = False
-    counts = np.bincount(np.asarray(batch.flat_actions)[driving], minlength=model.num_actions)
-    assert model.action_logits is not None
-    return torch.as_tensor(counts).to(model.action_logits)
-
-
 @torch.no_grad()
 def maximise_actions(model: CloneModel, batch: SequenceBatch) -> None:
     """Set learned action probabilities to the shares of the actions taken, if there are any."""
     if model.action_logits is None:
         return
-    counts = _action_counts(model, batch)
+    counts = batch.action_counts(model.num_actions).to(model.action_logits)
     if counts.any():
         model.action_logits.copy_(counts.log())
 
@@ -182,7 +174,7 @@ def _action_term(model: CloneModel, batch: SequenceBatch) -> float:
     if model.action_logits is None:
         return 0.0
     log_actions = model.action_logits.double().log_softmax(-1)
-    counts = _action_counts(model, batch).double()
+    counts = batch.action_counts(model.num_actions).double()
     return float(torch.where(counts > 0, counts * log_actions, 0.0).sum())
 
 

@@ -33,7 +33,7 @@ from ..models.priors import to_rows
 from ..sequences import SequenceBatch
 from ..simplex import LogDirichlet
 from .chains import Start, describe, starting_values
-from .conjugate import action_counts, dirichlet_of
+from .conjugate import dirichlet_of
 
 __all__ = [
     "DirichletGuide",
@@ -143,7 +143,7 @@ def starting_concentrations(
     _, initial, transition = hmm.expected_counts(batch.obs)
     counts = {"log_initial": initial, "log_transition": to_rows(transition, model.action_model)}
     if model.learn_actions:
-        counts["log_actions"] = action_counts(batch, model.num_actions)
+        counts["log_actions"] = batch.action_counts(model.num_actions)
     found = {}
     for site in model.sites:
         if site != "concentration":

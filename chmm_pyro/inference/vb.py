@@ -23,7 +23,7 @@ from ..models.priors import from_rows, to_rows
 from ..sequences import SequenceBatch
 from ..simplex import LogDirichlet
 from .chains import Start, check_bayesian
-from .conjugate import action_counts, dirichlet_of
+from .conjugate import dirichlet_of
 from .guides import DirichletGuide, posterior_fields, starting_concentrations
 from .result import FitResult, bits_per_step
 from .scope import Stopwatch, pyro_scope, until_interrupted
@@ -82,7 +82,7 @@ def evidence_bound(
             log_prob = hmm.log_prob(batch.obs).sum()
         (counts["log_emission"],) = torch.autograd.grad(log_prob, log_emission)
     if "log_actions" in rows:
-        counts["log_actions"] = action_counts(batch, model.num_actions).to(table)
+        counts["log_actions"] = batch.action_counts(model.num_actions).to(table)
         total = total + (counts["log_actions"] * expected["log_actions"]).sum()
     scale = (batch.population or batch.num_sequences) / batch.num_sequences
     divergence = 0.0

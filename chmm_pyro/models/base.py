@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ..clones import CloneStructure
 from ..distribution import CloneHMM
+from ..logits import ACTION_MODELS
 from ..parameters import (
     CountTransition,
     InitialDistribution,
@@ -24,7 +25,7 @@ from ..sequences import SequenceBatch
 from ..tables import BlockColumns
 from .own_parameters import OwnParameters
 
-__all__ = ["CloneModel", "sequence_plate"]
+__all__ = ["CloneModel", "check_actions_of_model", "sequence_plate"]
 
 
 def sequence_plate(batch: SequenceBatch) -> AbstractContextManager[Any]:
@@ -35,6 +36,22 @@ def sequence_plate(batch: SequenceBatch) -> AbstractContextManager[Any]:
         return pyro.plate("sequences", len(batch))
     subsample = torch.arange(len(batch), device=batch.device)
     return pyro.plate("sequences", batch.population, subsample=subsample)
+
+
+def check_actions_of_model(num_actions: int, action_model: str, learn_actions: bool) -> None:
+    """Refuse numbers and modes of actions that no model has."""
+    if num_actions < 1:
+        raise ValueError(
+            f"num_actions = {num_actions}, expected at least 1; a model without actions has "
+            "one, and batches without actions drive it."
+        )
+    if action_model not in ACTION_MODELS:
+        raise ValueError(f"action_model = {action_model!r}, expected one of {ACTION_MODELS}.")
+    if learn_actions and action_model == "joint":
+        raise ValueError(
+            "learn_actions=True was given with action_model='joint', which has p(a | z) "
+            "already; leave learn_actions out."
+        )
 
 
 class CloneModel(OwnParameters):
@@ -79,16 +96,7 @@ class CloneModel(OwnParameters):
         dtype: torch.dtype = torch.float32,
     ) -> None:
         super().__init__()
-        if num_actions < 1:
-            raise ValueError(
-                f"num_actions = {num_actions}, expected at least 1; a model without actions has "
-                "one, and batches without actions drive it."
-            )
-        if learn_actions and action_model == "joint":
-            raise ValueError(
-                "learn_actions=True was given with action_model='joint', which has p(a | z) "
-                "already; leave learn_actions out."
-            )
+        check_actions_of_model(num_actions, action_model, learn_actions)
         masks = {k: v for k, v in (("allowed", allowed), ("frozen", frozen)) if v is not None}
         self._assemble(
             make_transition(

@@ -23,7 +23,7 @@ from ..distribution import CloneHMM
 from ..sequences import SequenceBatch
 from ..simplex import LogDirichlet
 from ..tables import DenseTable
-from .base import sequence_plate
+from .base import check_actions_of_model, sequence_plate
 from .given import step_by_step
 from .noisy import NoisyCHMM, NoisyCloneHMM, noisy_steps, state_chain
 from .point import PointCHMM
@@ -154,15 +154,7 @@ class BayesianCHMM(PyroModule):
         dtype: torch.dtype = torch.float64,
     ) -> None:
         super().__init__()
-        if num_actions < 1:
-            raise ValueError(f"num_actions = {num_actions}, expected at least 1.")
-        if action_model not in ("conditional", "joint"):
-            raise ValueError(f"action_model = {action_model!r}, expected 'conditional' or 'joint'.")
-        if learn_actions and action_model == "joint":
-            raise ValueError(
-                "learn_actions=True was given with action_model='joint', which has p(a | z) "
-                "already; leave learn_actions out."
-            )
+        check_actions_of_model(num_actions, action_model, learn_actions)
         self.clones, self.num_actions, self.action_model = clones, num_actions, action_model
         self.learn_initial, self.learn_actions = learn_initial, learn_actions
         self.enumerates, self.dtype = enumerated, dtype

@@ -17,7 +17,6 @@ from scipy import stats
 from chmm_pyro.clones import CloneStructure
 from chmm_pyro.inference import gibbs as gibbs_module
 from chmm_pyro.inference.conjugate import (
-    action_counts,
     draw_log_dirichlet,
     draw_tables,
     path_counts,
@@ -209,7 +208,7 @@ def test_paths_are_counted():
     assert_allclose(found["log_transition"], table, **EXACT)
     assert found["log_initial"].tolist() == [[1, 0, 1, 0], [0, 1, 0, 1]]
     assert found["log_actions"].tolist() == [[1, 2], [1, 2]]
-    assert action_counts(batch, 3).tolist() == [1, 2, 0]
+    assert batch.action_counts(3).tolist() == [1, 2, 0]
     emission = np.zeros((2, 4, 2))
     for chain, state, symbol in [(0, 0, 0), (0, 2, 1), (0, 2, 1), (0, 1, 0)]:
         emission[chain, state, symbol] += 1
