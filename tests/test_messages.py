@@ -74,6 +74,35 @@ def test_gradient_is_the_weighted_expected_counts(kind, dtype):
         assert_allclose(found, np.concatenate(smooth), **tolerance)
 
 
+@pytest.mark.parametrize("create_graph", [False, True])
+def test_gradient_beside_a_job_that_underflows_slowly(dtype, create_graph):
+    """Its second state is lost early and is almost all of the posterior in the end."""
+    lost = {torch.float64: -760.0, torch.float32: -110.0}[dtype]
+    table = np.array([[[0.3 * lost, -math.inf], [-math.inf, -0.1]]])
+    hard = Case((2,), np.array([0.0, lost]), table, np.zeros(5, int), np.zeros(6, int))
+    easy = Case.of(random_instance((2,), 4, seed=1))
+    evidence = np.zeros((6, 2))
+    evidence[0, 1], evidence[3] = 0.1 * lost, [0.2 * lost, 0.0]
+    hard, easy = replace(hard, log_evidence=evidence), replace(easy, log_evidence=evidence[1:5])
+    cases, rows = [easy, hard, easy], [0, 1, 0]
+    problem, exact = make_problem(cases, dtype, rows, rows), enumerated(cases, dtype, rows, rows)
+    assert exact[1].smooth[0, 1] > 0.99
+    posed, (initial, blocks, soft) = with_leaves(problem)
+    log_z = messages.log_marginal(posed)
+    tolerance = {**TOL["exact"][dtype], "atol": 8 * abs(lost) * torch.finfo(dtype).eps}
+    assert_allclose(log_z.detach(), [one.log_prob for one in exact], **tolerance)
+    weights = torch.tensor([0.5, -2.0, 3.0], dtype=torch.float64)
+    found = grad((weights * log_z).sum(), (initial, blocks, soft), create_graph=create_graph)
+    first, second = 3.5 * exact[0].initial_counts, -2.0 * exact[1].initial_counts
+    assert_allclose(found[0].detach(), [first, second], **tolerance)
+    counts = block_counts_as_table(problem.layout, found[1].detach(), 1)
+    first, second = 3.5 * exact[0].transition_counts, -2.0 * exact[1].transition_counts
+    assert_allclose(counts, [first, second], **tolerance)
+    smooth = [one.smooth * float(w) for one, w in zip(exact, weights, strict=True)]
+    marginals = by_state(problem.layout, found[2].detach())
+    assert_allclose(marginals, np.concatenate(smooth), **tolerance)
+
+
 def on_finite_entries(problem):
     """A function of the finite potentials alone, and these as leaves."""
     potentials = [x for x in problem[2:] if x is not None]

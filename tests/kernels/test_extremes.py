@@ -300,6 +300,33 @@ def test_sampling_paths_of_tiny_probability(backend):
     assert p_value(paths, exact.paths) > MIN_P_VALUE
 
 
+@pytest.mark.parametrize("steps", [1, 2, 5_000])
+def test_one_clone_a_symbol_is_a_markov_chain(backend, steps):
+    """Everything is known in closed form; the third symbol is never seen."""
+    rng = np.random.default_rng(steps)
+    steps = min(steps, 5_000 if backend.on_arrays else 500)
+    table = reference.log_normalise(rng.normal(size=(2, 3, 3)) * 3)
+    obs, actions = rng.integers(2, size=steps), rng.integers(2, size=steps - 1)
+    case = Case((1, 1, 1), np.log([0.2, 0.3, 0.5]), table, actions, obs)
+    problem = make_problem([case], backend.dtype)
+    terms = np.append(case.log_initial[obs[0]], table[actions, obs[:-1], obs[1:]])
+    tolerance = TOL["exact"][backend.dtype]
+    found = backend.forward(problem)
+    assert_allclose(found.log_steps, terms, **tolerance)
+    assert_allclose(found.messages, np.ones(steps), **tolerance)
+    counts = backend.forward_backward(problem)
+    assert_allclose(counts.log_z, [math.fsum(terms)], **tolerance)
+    uses = np.zeros((1, 2, 3, 3))
+    np.add.at(uses[0], (actions, obs[:-1], obs[1:]), 1)
+    found = block_counts_as_table(problem.layout, counts.block_counts, 2)
+    assert_allclose(found, uses, **tolerance)
+    assert_allclose(counts.initial_counts, np.eye(3)[obs[:1]], **tolerance)
+    path = backend.viterbi(problem)
+    assert_allclose(path.score, [math.fsum(terms)], **tolerance)
+    draws = backend.ffbs(problem, torch.rand(2, steps, dtype=torch.float64))
+    assert not path.states.any() and not draws.any()
+
+
 def test_ten_thousand_steps(backend):
     case = Case.of(random_instance((3, 2), 10_000, 2, seed=5))
     potentials = (case.num_clones, case.log_initial, case.log_transition, case.actions, case.obs)
