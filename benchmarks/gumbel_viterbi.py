@@ -334,27 +334,27 @@ def _draw_training(ax: Axes, rows: pd.DataFrame) -> None:
         at = np.array([cases.index(case) for case in part["case"]]) + 0.15 * (number - 1)
         ax.plot(at, part["bits_per_step"], "o", ms=4, label=relaxation.replace("_", " "))
     firsts = rows.drop_duplicates("case")
-    for column, style in (("viterbi_training", "--"), ("em_then_viterbi", ":")):
-        for at, value in enumerate(firsts[column]):
-            label = column.replace("_", " ") if at == 0 else None
-            ax.plot([at - 0.35, at + 0.35], [value, value], "k", ls=style, lw=1, label=label)
+    for column, style, label in (
+        ("viterbi_training", "--", "Viterbi training"),
+        ("em_then_viterbi", ":", "EM, then Viterbi training"),
+    ):
+        at = np.arange(len(firsts))
+        ax.hlines(firsts[column], at - 0.35, at + 0.35, "k", style, lw=1, label=label)
     ax.set_xticks(range(len(cases)), cases)
     ax.set(ylabel="bits/step", title="training from the same start", ylim=(0, None))
-    ax.legend(fontsize=7)
+    ax.legend(fontsize=7, loc="upper left")
 
 
 def _draw_network(ax: Axes, rows: pd.DataFrame) -> None:
-    rows = rows[rows["weight"] == 1]
-    for number, name in enumerate(("seen", "unseen")):
-        for structure, part in rows.groupby("structure", sort=False):
-            gap = part[f"log_prob_{name}"] - part[f"elbo_{name}"]
-            label = f"{structure.replace('_', ' ')}, {name}"
-            at = [number + 2 * (structure == "mean_field")] * len(gap)
-            ax.plot(at, gap, "o", ms=4, label=label)
-    ax.set_xticks([])
-    ax.set(ylabel="exact log p - ELBO, nats a step", title="network: gap of the bound")
-    ax.set_ylim(0, None)
-    ax.legend(fontsize=7)
+    labels, gaps = [], []
+    for _, row in rows[rows["weight"] == 1].iterrows():
+        for name in ("seen", "unseen"):
+            labels.append(f"{row['structure'].replace('_', ' ')}\n{name}")
+            gaps.append(row[f"log_prob_{name}"] - row[f"elbo_{name}"])
+    ax.plot(labels, gaps, "o")
+    ax.set(
+        yscale="log", ylabel="exact log p - ELBO, nats a step", title="network: gap of the bound"
+    )
 
 
 _PICTURES = {
@@ -368,9 +368,8 @@ _PICTURES = {
 def draw(tables: dict[str, pd.DataFrame], path: Path) -> None:
     """One panel for each study."""
     figure = Figure(figsize=(12, 8), layout="constrained")
-    axes = figure.subplots(2, 2).flat
-    for ax, (study, rows) in zip(axes, tables.items(), strict=False):
-        _PICTURES[study](ax, rows)
+    for number, (study, rows) in enumerate(tables.items(), start=1):
+        _PICTURES[study](figure.add_subplot(2, 2, number), rows)
     figure.savefig(path, dpi=120)
 
 
