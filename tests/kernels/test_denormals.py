@@ -27,9 +27,9 @@ def sparse(num_steps):
 
 
 @pytest.fixture
-def compiled(kernel):
-    if kernel != "numba":
-        pytest.skip("torch operations have no loop over steps to speed up")
+def compiled(monkeypatch):
+    pytest.importorskip("numba", reason="torch operations have no loop over steps to speed up")
+    monkeypatch.delenv("CHMM_PYRO_KERNEL", raising=False)
 
 
 @pytest.mark.usefixtures("compiled")
