@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -212,14 +212,14 @@ def draw(rows: pd.DataFrame, path: Path) -> None:
     plt.close(figure)
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--methods", nargs="+", default=["recipe"], choices=list(METHODS))
     parser.add_argument("--worlds", nargs="+", default=list(STEPS)[:8])
     parser.add_argument("--seeds", nargs="+", type=int, default=list(range(2000, 2010)))
     parser.add_argument("--steps", type=int, help="instead of the published sizes")
     parser.add_argument("--out", type=Path, default=RESULTS)
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     options.out.parent.mkdir(parents=True, exist_ok=True)
     done = pd.read_csv(options.out) if options.out.exists() else pd.DataFrame()
     rows = done.to_dict("records")

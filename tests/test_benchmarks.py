@@ -11,6 +11,9 @@ import torch
 from conftest import import_benchmark
 from numpy.testing import assert_allclose
 
+from chmm_pyro.clones import CloneStructure
+from chmm_pyro.inference.em import fit_em
+from chmm_pyro.models.point import PointCHMM
 from chmm_pyro.sequences import SequenceBatch
 
 
@@ -117,6 +120,30 @@ def test_a_larger_minigrid_world_is_learned_exactly(monkeypatch, tmp_path):
     assert row["map_accuracy"] > 0.999 > row["ngram_16_accuracy"]
     assert row["plan_arrives"] and row["plan_steps"] == row["fewest_steps"]
     assert row["navigated"] == 1.0
+
+
+def test_map_recovery_resumes_and_lists_failures(monkeypatch, tmp_path):
+    script = import_benchmark(monkeypatch, "map_recovery")
+    monkeypatch.setitem(script.METHODS, "svi", lambda walks, world, seed: one_state_each(walks))
+    out = tmp_path / "maps.csv"
+    chosen = ["--worlds", "aliased_4x4", "--steps", "5000", "--out", str(out), "--methods"]
+    script.main([*chosen, "recipe", "--seeds", "0"])
+    first = pd.read_csv(out)
+    monkeypatch.setitem(script.METHODS, "recipe", None)  # what is there is not run again
+    script.main([*chosen, "recipe", "svi", "--seeds", "0"])
+    both = pd.read_csv(out)
+    assert both["bits_per_step"][0] == first["bits_per_step"][0]
+    assert both["isomorphic"].tolist() == [True, False]
+    assert both["num_nodes"].tolist() == [16, 4]
+    text = out.with_suffix(".txt").read_text(encoding="utf-8")
+    assert "not exact:" in text and "processor:" in text
+    assert out.with_suffix(".png").stat().st_size > 10_000
+
+
+def one_state_each(walks):
+    batch = walks.batch
+    model = PointCHMM(CloneStructure([1] * batch.num_symbols), num_actions=batch.num_actions)
+    return fit_em(model, batch, num_iters=2, pseudocount=0.01, progress=False)
 
 
 def test_ngrams_shorten_what_they_have_not_seen(monkeypatch):
