@@ -19,6 +19,7 @@ from ..sequences import SequenceBatch
 from .em import fit_em
 from .result import FitResult, bits_per_step
 from .scope import Stopwatch
+from .viterbi import path_counts
 
 __all__ = ["consolidate", "decoded_counts", "model_of_counts"]
 
@@ -91,9 +92,15 @@ class _Refit(NamedTuple):
 def _expected_counts(
     model: CloneModel, batch: SequenceBatch
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Expected counts ``(A, K, K)`` of at least half a move, and the symbols of their states."""
-    counts = model.distribution(batch).expected_counts(batch.obs)[2].cpu().double().numpy()
-    counts = np.where(counts >= 0.5, counts, 0.0)
+    """Expected counts ``(A, K, K)`` of at least half a move, and the symbols of their states.
+
+    The most probable paths stay possible: each of their moves counts at least half.
+    """
+    hmm = model.distribution(batch)
+    counts = hmm.expected_counts(batch.obs)[2].cpu().double().numpy()
+    path = hmm.posterior_mode(batch.obs).states
+    walked = path_counts(path, batch, hmm.table).cpu().numpy() > 0
+    counts = np.where(walked, np.maximum(counts, 0.5), np.where(counts >= 0.5, counts, 0.0))
     used = np.flatnonzero((counts > 0).any((0, 1)) | (counts > 0).any((0, 2)))
     return counts[:, used][:, :, used], model.clones.symbol_of_state[used]
 

@@ -133,6 +133,15 @@ def test_consolidation_beyond_the_tolerance_returns_the_model_given():
         )
 
 
+def test_consolidation_of_a_soft_fit_keeps_the_data_possible():
+    """Moves that the posterior spreads thinly over many states are needed all the same."""
+    batch = published_room("aliased_4x4").random_walk(3_000, seed=1, slip=0.05).batch()
+    model = PointCHMM(CloneStructure([12] * 4), num_actions=4, seed=1)
+    fit = fit_em(model, batch, num_iters=15, pseudocount=0.03, progress=False)
+    smaller = consolidate(fit, batch)
+    assert smaller.bits_per_step <= fit.bits_per_step + 0.01
+
+
 def test_consolidation_of_a_world_with_slips():
     """Two copies of every place, and moves that fail one time in ten."""
     room = published_room("aliased_4x4")
