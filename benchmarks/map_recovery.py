@@ -193,21 +193,26 @@ def report(rows: pd.DataFrame) -> str:
 
 
 def draw(rows: pd.DataFrame, path: Path) -> None:
-    """Exact recovery and seconds by world."""
+    """Exact recovery and processor seconds by world."""
     table = summary(rows)
-    worlds = list(dict.fromkeys(table["world"]))
-    figure, axes = plt.subplots(1, 2, figsize=(11, 0.5 * len(worlds) + 1.8), sharey=True)
+    label = table["world"] + table["num_steps"].map(", {:,} steps".format)
+    worlds = list(dict.fromkeys(label))
+    figure, axes = plt.subplots(
+        1, 2, figsize=(11, 0.55 * len(worlds) + 1.8), sharey=True, layout="constrained"
+    )
     for offset, (method, part) in enumerate(table.groupby("method", sort=False)):
-        at = np.array([worlds.index(world) for world in part["world"]]) + 0.25 * offset
-        axes[0].barh(at, part["exact"] / part["runs"], height=0.22, label=method)
-        axes[1].barh(at, part["seconds"], height=0.22, label=method)
+        at = np.array([worlds.index(world) for world in label[part.index]]) + 0.25 * offset
+        bars = axes[0].barh(at, part["exact"] / part["runs"], height=0.22, label=method)
+        counted = [f"{a}/{b}" for a, b in zip(part["exact"], part["runs"], strict=True)]
+        axes[0].bar_label(bars, counted, padding=3, fontsize=8)
+        axes[1].barh(at, part["cpu_seconds"], height=0.22)
     axes[0].set_yticks(np.arange(len(worlds)) + 0.25, worlds)
     axes[0].invert_yaxis()
+    axes[0].set_xlim(0, 1.12)
     axes[0].set_xlabel("share of seeds with the exact map")
-    axes[1].set_xlabel("seconds (median)")
+    axes[1].set_xlabel("processor seconds (median)")
     axes[1].set_xscale("log")
-    axes[0].legend(loc="lower right")
-    figure.tight_layout()
+    figure.legend(loc="outside upper center", ncols=3)
     figure.savefig(path, dpi=120)
     plt.close(figure)
 
