@@ -8,8 +8,8 @@ The recipe, with what each part is for (measured on the published rooms; the exp
    room, gets half of the clones: with equally many for every symbol that room needs 630 states and
    nearly three times the time.  EM is natural-gradient ascent with step one; from the same start it
    gives purer states after 40 updates than Adam on the logits after 200, because steps in rarely
-   visited rows stay small.  Steps of 1.9 halve the number of updates (60 instead of 120 for purity .85 in
-   the empty room; incremental EM on four parts of the walk gained less).
+   visited rows stay small.  Steps of 1.9 halve the number of updates (60 instead of 120
+   for purity .85 in the empty room; incremental EM on four parts of the walk gained less).
 2. **A small pseudocount**, :math:`\kappa = 10^{-7} T` (0.005 for 50,000 steps).  Four times as much
    finds easy maps sooner but never the empty room (purity .49 for good): there the states of the
    core are mixed at first and separate only after 150 plain updates.
