@@ -23,15 +23,15 @@ from tqdm import tqdm
 
 from chmm_pyro import CloneStructure
 from chmm_pyro.environments import EgocentricRoom, bordered_room, published_room, random_room
+from chmm_pyro.environments.tracks import TrackWalk, lap_track, t_maze
 from chmm_pyro.inference import fit_em, fit_map, fit_svi, fit_viterbi
 from chmm_pyro.inference.result import FitResult
-from chmm_pyro.isomorphism import isomorphism
 from chmm_pyro.maps import CognitiveMap
+from chmm_pyro.maps.cells import context_selectivity, noisy_filter, recognise
+from chmm_pyro.maps.comparison import isomorphism
+from chmm_pyro.maps.usage import place_fields
 from chmm_pyro.models import PointCHMM
-from chmm_pyro.place_fields import context_selectivity, noisy_filter, recognise
 from chmm_pyro.plotting import plot_place_fields, symbol_colors
-from chmm_pyro.scores import place_fields
-from chmm_pyro.tracks import TrackWalk, lap_track, t_maze
 
 RESULTS = Path(__file__).parent / "results"
 LAPS = ("lap 1", "lap 2", "lap 3", "lap 4")

@@ -27,8 +27,8 @@ from chmm_pyro import CloneStructure, SequenceBatch
 from chmm_pyro.environments import Room, published_room, random_room
 from chmm_pyro.inference import fit_em, fit_map, fit_svi, fit_viterbi
 from chmm_pyro.inference.result import FitResult
-from chmm_pyro.map_scores import score_map
 from chmm_pyro.maps import CognitiveMap
+from chmm_pyro.maps.scores import score_map
 from chmm_pyro.models import PointCHMM
 
 RESULTS = Path(__file__).parent / "results" / "map_recovery.csv"

@@ -34,14 +34,14 @@ from tqdm import tqdm
 
 from chmm_pyro import MISSING, SequenceBatch
 from chmm_pyro.environments import World
+from chmm_pyro.environments.recorder import label_of, record
 from chmm_pyro.inference import fit_map
 from chmm_pyro.inference.result import FitResult, bits_per_step
-from chmm_pyro.map_scores import score_map
 from chmm_pyro.maps import CognitiveMap
-from chmm_pyro.navigation import navigate
+from chmm_pyro.maps.scores import score_map
 from chmm_pyro.planning import Plan, UnreachableError, plan
+from chmm_pyro.planning.navigation import navigate
 from chmm_pyro.plotting import map_layout
-from chmm_pyro.recorder import label_of, record
 
 RESULTS = Path(__file__).parent / "results" / "minigrid.csv"
 WORLDS = {  # steps of the recording, options of fit_map

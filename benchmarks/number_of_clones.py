@@ -25,11 +25,11 @@ from tqdm import tqdm
 from chmm_pyro import CloneStructure, SequenceBatch
 from chmm_pyro.environments import published_room
 from chmm_pyro.inference import FitResult, fit_em, fit_gibbs
-from chmm_pyro.map_posterior import map_posterior
 from chmm_pyro.models import BayesianCHMM, PointCHMM
 from chmm_pyro.posterior import to_inference_data
-from chmm_pyro.posterior_plots import plot_clone_budgets
-from chmm_pyro.posterior_summaries import log_predictive
+from chmm_pyro.posterior.maps import map_posterior
+from chmm_pyro.posterior.plots import plot_clone_budgets
+from chmm_pyro.posterior.summaries import log_predictive
 
 RESULTS = Path(__file__).parent / "results"
 ROOM = published_room("rectangular_room")

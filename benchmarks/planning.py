@@ -35,15 +35,15 @@ from map_recovery import STEPS, stitched_rooms, walks_in
 from tqdm import tqdm
 
 from chmm_pyro.environments import Room, published_room
-from chmm_pyro.hierarchy import Hierarchy
+from chmm_pyro.environments.tracks import grid_of_rooms
 from chmm_pyro.inference import fit_map
-from chmm_pyro.isomorphism import isomorphism
-from chmm_pyro.map_edits import block, open_edges
 from chmm_pyro.maps import CognitiveMap
-from chmm_pyro.navigation import navigate
+from chmm_pyro.maps.comparison import isomorphism
+from chmm_pyro.maps.edits import block, open_edges
 from chmm_pyro.planning import Plan, UnreachableError, bridge, plan
-from chmm_pyro.policies import shortest_policy
-from chmm_pyro.tracks import grid_of_rooms
+from chmm_pyro.planning.hierarchy import Hierarchy
+from chmm_pyro.planning.navigation import navigate
+from chmm_pyro.planning.policies import shortest_policy
 
 RESULTS = Path(__file__).parent / "results"
 WORLDS = [w for w in STEPS if w != "empty_room" and not w.startswith("random")]

@@ -33,7 +33,7 @@ from .models.enumerated import EnumeratedCHMM
 from .models.point import PointCHMM
 from .models.relaxed import RelaxedCHMM
 from .parameters import BlockTransition, CountTransition, SoftmaxTransition
-from .saved_draws import describe_prior, pack_draws, unpack_draws
+from .posterior.saved import describe_prior, pack_draws, unpack_draws
 from .tables import BlockColumns
 from .vocabulary import Vocabulary
 

@@ -16,12 +16,8 @@ from chmm_pyro import CloneStructure
 from chmm_pyro.environments import published_room
 from chmm_pyro.inference import fit_em, fit_map, fit_svi
 from chmm_pyro.inference.consolidate import consolidate
-from chmm_pyro.isomorphism import isomorphism
-from chmm_pyro.map_edits import block
-from chmm_pyro.map_scores import places_of_states
-from chmm_pyro.maps import CognitiveMap
+from chmm_pyro.maps import CognitiveMap, block, isomorphism, noisy_filter, places_of_states
 from chmm_pyro.models import PointCHMM
-from chmm_pyro.place_fields import noisy_filter
 from chmm_pyro.planning import plan
 from chmm_pyro.plotting import (
     map_layout,

@@ -12,8 +12,8 @@ from pyro.infer import SVI, Trace_ELBO, TraceEnum_ELBO
 
 from chmm_pyro import CloneStructure
 from chmm_pyro.environments import published_room
+from chmm_pyro.maps import place_purity, states_used
 from chmm_pyro.models import EnumeratedCHMM, PointCHMM
-from chmm_pyro.scores import place_purity, states_used
 
 
 def no_latent_variables(batch):

@@ -14,19 +14,9 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "chmm_pyro"
 
 # Bottom first. An entry is a module or a subpackage; a new one joins by a word here.
-MAPS = frozenset({"edges", "isomorphism", "map_edits", "map_scores", "maps", "transition_entries"})
-PLANNING = frozenset({"hierarchy", "navigation", "place_fields", "planning", "policies", "tracks"})
-POSTERIOR = frozenset(
-    {
-        *("map_posterior", "posterior", "posterior_draws", "posterior_plots"),
-        *("posterior_summaries", "relabelling", "saved_draws"),
-    }
-)
-BESIDE = frozenset({"environments", "plotting", "recorder", "scores"}) | MAPS | PLANNING
+BESIDE = frozenset({"environments", "maps", "planning", "plotting"})
 LAYERS: tuple[frozenset[str], ...] = (
-    frozenset(
-        {"atomic", "beliefs", "clones", "graph_layout", "logits", "merging", "passages", "simplex"}
-    ),
+    frozenset({"atomic", "beliefs", "clones", "logits", "simplex"}),
     frozenset({"vocabulary"}),
     frozenset({"_readers"}),
     frozenset({"flat_sequences"}),
@@ -36,10 +26,12 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"tables"}),
     frozenset({"jobs", "parameters"}),
     frozenset({"distribution"}),
-    BESIDE,
+    frozenset({"environments"}),
+    frozenset({"maps"}),
+    frozenset({"planning", "plotting"}),
     frozenset({"models"}),
     frozenset({"inference"}),
-    frozenset({"checkpoint"}) | POSTERIOR,
+    frozenset({"checkpoint", "posterior"}),
     frozenset({"cli"}),
 )
 DEPTH = {unit: depth for depth, layer in enumerate(LAYERS) for unit in layer}

@@ -9,7 +9,7 @@ import typer
 from typer.core import TyperGroup
 
 from ..checkpoint import package_version
-from ..planning import UnreachableError
+from ..planning.plans import UnreachableError
 from .demo import demo
 from .fit import fit
 from .maps import make_plan, show_map

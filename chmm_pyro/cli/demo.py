@@ -24,13 +24,13 @@ from ..inference.em import fit_em
 from ..inference.result import FitResult
 from ..inference.svi import fit_svi
 from ..inference.viterbi import fit_viterbi
+from ..maps.usage import place_purity, states_used
 from ..models.base import CloneModel
 from ..models.enumerated import EnumeratedCHMM
 from ..models.point import PointCHMM
 from ..plotting.graphs import plot_graph
 from ..plotting.rooms import plot_place_fields, plot_room
 from ..plotting.training import plot_training
-from ..scores import place_purity, states_used
 from ..sequences import SequenceBatch
 from ..vocabulary import Vocabulary
 from .figures import picture

@@ -19,11 +19,11 @@ from ..inference.map_fit import fit_map
 from ..inference.result import FitResult, bits_per_step
 from ..inference.svi import fit_svi
 from ..inference.viterbi import fit_viterbi
+from ..maps.usage import states_used
 from ..models.base import CloneModel
 from ..models.point import PointCHMM
 from ..models.relaxed import RelaxedCHMM
-from ..posterior_summaries import log_predictive
-from ..scores import states_used
+from ..posterior.summaries import log_predictive
 from ..sequences import SequenceBatch
 from ..tables import BlockColumns
 from .data import hold_out, in_symbols_of, read

@@ -13,8 +13,8 @@ from matplotlib.figure import Figure
 
 from ..atomic import write_atomically
 from ..checkpoint import Checkpoint
-from ..maps import CognitiveMap
-from ..planning import Plan, UnreachableError, plan
+from ..maps.cognitive_map import CognitiveMap
+from ..planning.plans import Plan, UnreachableError, plan
 from ..plotting.colors import name_of
 from ..plotting.graphs import plot_map, plot_plan
 from ..vocabulary import Vocabulary

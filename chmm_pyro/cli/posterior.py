@@ -16,12 +16,12 @@ from matplotlib.figure import Figure
 
 from ..atomic import write_atomically
 from ..checkpoint import load_draws
-from ..map_posterior import map_posterior
-from ..posterior import to_inference_data
-from ..posterior_draws import PosteriorDraws
-from ..posterior_plots import plot_counts, plot_map_posterior, plot_predictive_check
-from ..posterior_summaries import summary_table
-from ..relabelling import relabel
+from ..posterior.draws import PosteriorDraws
+from ..posterior.inference_data import to_inference_data
+from ..posterior.maps import map_posterior
+from ..posterior.plots import plot_counts, plot_map_posterior, plot_predictive_check
+from ..posterior.relabelling import relabel
+from ..posterior.summaries import summary_table
 from .figures import picture
 from .options import (
     Action,

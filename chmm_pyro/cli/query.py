@@ -15,7 +15,7 @@ import typer
 from ..atomic import write_atomically
 from ..checkpoint import Checkpoint, load_checkpoint
 from ..inference.result import bits_per_step
-from ..scores import place_purity, states_used
+from ..maps.usage import place_purity, states_used
 from ..sequences import SequenceBatch
 from ..vocabulary import Vocabulary
 from .options import (

@@ -17,13 +17,13 @@ from ..checkpoint import package_version
 from ..clones import CloneStructure
 from ..inference.em import fit_em
 from ..inference.result import bits_per_step
-from ..maps import CognitiveMap
+from ..maps.cognitive_map import CognitiveMap
+from ..maps.usage import place_purity, state_usage, states_used
 from ..models.point import PointCHMM
 from ..plotting.colors import name_of
 from ..plotting.graphs import plot_map
 from ..plotting.training import plot_objective, plot_training
 from ..plotting.usage import plot_clone_usage
-from ..scores import place_purity, state_usage, states_used
 from .figures import picture
 from .maps import map_lines, map_of
 from .options import Action, AsJson, Episode, Observation, Position, ReportOut, Run, RunData

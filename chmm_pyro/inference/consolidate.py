@@ -11,12 +11,12 @@ import torch
 from numpy.typing import NDArray
 
 from ..clones import MISSING, CloneStructure
-from ..merging import merge_states
 from ..models.base import CloneModel
 from ..models.point import PointCHMM
-from ..passages import split_passages
 from ..sequences import SequenceBatch
 from .em import fit_em
+from .merging import merge_states
+from .passages import split_passages
 from .result import FitResult, bits_per_step
 from .scope import Stopwatch
 from .viterbi import path_counts
@@ -29,7 +29,7 @@ def decoded_counts(
 ) -> tuple[NDArray[np.float64], NDArray[np.int64], float]:
     """Counts of moves along the most probable paths, over the states they use.
 
-    States whose passages share no action are split first, see :mod:`chmm_pyro.passages`.
+    States whose passages share no action are split first, see :mod:`chmm_pyro.inference.passages`.
 
     Returns:
         counts ``(A, K, K)`` over the ``K`` states, the symbol of each, and the score of the paths
@@ -117,14 +117,14 @@ def consolidate(
 ) -> FitResult:
     """Merge clones that predict the same futures, drop unused ones, and refit.
 
-    States are merged while the description length of their moves falls (:mod:`chmm_pyro.merging`),
-    and the merged model is trained on by EM.  The moves are counted in two ways: on the most
-    probable paths, which are crisp where a fit still leaks, and as expected counts under the
-    posterior, where worlds have chance in them: there a path prefers one of two equal copies for
-    what was likely and the other for what was not, so that they no longer look equal.  The
-    Bayesian information criterion, ``-log_prob + log(T) / 2`` for each move of the refitted model,
-    picks one.  What is merged needs positive evidence: states that share no tried action stay
-    apart.
+    States are merged while the description length of their moves falls
+    (:mod:`chmm_pyro.inference.merging`), and the merged model is trained on by EM.  The moves are
+    counted in two ways: on the most probable paths, which are crisp where a fit still leaks, and as
+    expected counts under the posterior, where worlds have chance in them: there a path prefers one
+    of two equal copies for what was likely and the other for what was not, so that they no longer
+    look equal.  The Bayesian information criterion, ``-log_prob + log(T) / 2`` for each move of the
+    refitted model, picks one.  What is merged needs positive evidence: states that share no tried
+    action stay apart.
 
     Args:
         result: a fit, or a model.

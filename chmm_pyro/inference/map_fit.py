@@ -14,9 +14,10 @@ The recipe, with what each part is for (measured on the published rooms; the exp
    finds easy maps sooner but never the empty room (purity .49 for good): there the states of the
    core are mixed at first and separate only after 150 plain updates.
 3. **Rounds.**  After every 25 updates the map is read off: a few updates of Viterbi training, the
-   most probable path, states split whose passages share no action (:mod:`chmm_pyro.passages`), and
-   duplicates merged by description length (:mod:`chmm_pyro.merging`).  Easy worlds are done after
-   one or two rounds.  If nearly all clones are in use after the first, there are twice as many.
+   most probable path, states split whose passages share no action
+   (:mod:`chmm_pyro.inference.passages`), and duplicates merged by description length
+   (:mod:`chmm_pyro.inference.merging`).  Easy worlds are done after one or two rounds.  If nearly
+   all clones are in use after the first, there are twice as many.
 4. **Repair.**  A state that stands for two places shows in rows with several outcomes.  Such states
    and their successors get copies, perturbed at random, and EM on this small model (a few
    milliseconds an update) tells the places apart.  Merge again; keep what shortens the path.
@@ -40,12 +41,12 @@ from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from ..clones import MISSING, CloneStructure
-from ..merging import description_length, merge_states
 from ..models.base import CloneModel
 from ..models.point import PointCHMM
 from ..sequences import SequenceBatch
 from .consolidate import decoded_counts, model_of_counts
 from .em import check_options, fit_em
+from .merging import description_length, merge_states
 from .result import FitResult, bits_per_step
 from .scope import Stopwatch
 from .viterbi import fit_viterbi

@@ -16,12 +16,12 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.spatial import KDTree
 
 from ..distribution import CloneHMM
-from ..graph_layout import unfold
-from ..maps import CognitiveMap
-from ..planning import Plan
+from ..maps.cognitive_map import CognitiveMap
+from ..planning.plans import Plan
 from ..sequences import SequenceBatch
 from ..vocabulary import Vocabulary
 from .colors import INK, PALETTE, axes_or_new, name_of, symbol_colors, text_color
+from .graph_layout import unfold
 
 __all__ = ["map_layout", "plot_consolidation", "plot_graph", "plot_map", "plot_plan"]
 
@@ -214,7 +214,7 @@ def plot_consolidation(
         after: the map of the consolidated model.
         axes: two; by default in a new figure.
         place_of: for each state of ``before`` what it has become, from
-            :func:`~chmm_pyro.map_scores.places_of_states` of both decoded paths; its duplicates
+            :func:`~chmm_pyro.maps.scores.places_of_states` of both decoded paths; its duplicates
             then stand around the same spot in both pictures.  Without it each map is unfolded by
             itself.
         positions: of ``after``, as in :func:`map_layout` (and of ``before``, without

@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ..beliefs import Posterior
 from ..environments.rooms import Room
-from ..scores import place_fields, state_usage
+from ..maps.usage import place_fields, state_usage
 from .colors import INK, axes_or_new, symbol_colors, text_color
 
 __all__ = ["plot_place_fields", "plot_room"]

@@ -27,7 +27,7 @@ def plot_clone_usage(
 
     Args:
         usage: ``(S,)`` expected steps in each state, from
-            :func:`~chmm_pyro.scores.state_usage` or counted on a decoded path.
+            :func:`~chmm_pyro.maps.usage.state_usage` or counted on a decoded path.
         clones: the structure of the states.
         ax: where; by default in a new figure.
         vocabulary: what the symbols are called.
