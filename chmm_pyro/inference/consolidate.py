@@ -25,11 +25,15 @@ __all__ = ["consolidate", "decoded_counts", "model_of_counts"]
 
 
 def decoded_counts(
-    model: CloneModel, batch: SequenceBatch
+    model: CloneModel, batch: SequenceBatch, *, split: bool = True
 ) -> tuple[NDArray[np.float64], NDArray[np.int64], float]:
     """Counts of moves along the most probable paths, over the states they use.
 
-    States whose passages share no action are split first, see :mod:`chmm_pyro.inference.passages`.
+    Args:
+        model: whose paths.
+        batch: of these sequences.
+        split: divide states whose passages share no action first, see
+            :mod:`chmm_pyro.inference.passages`.
 
     Returns:
         counts ``(A, K, K)`` over the ``K`` states, the symbol of each, and the score of the paths
@@ -41,7 +45,8 @@ def decoded_counts(
     inside = states != MISSING
     symbol_of_step = np.where(inside, model.clones.symbol_of_state[states], MISSING)
     states[inside] = np.unique(states[inside], return_inverse=True)[1]
-    states = split_passages(states, actions, model.num_actions)
+    if split:
+        states = split_passages(states, actions, model.num_actions)
     size = int(states.max()) + 1
     symbols = np.zeros(size, dtype=np.int64)
     symbols[states[inside]] = symbol_of_step[inside]
@@ -129,8 +134,9 @@ def consolidate(
     Args:
         result: a fit, or a model.
         batch: the sequences it was fitted to.
-        tolerance: how many bits per step the smaller model may be worse.  If it is worse, only
-            unused states are dropped; if that costs too much as well, the model stays as it is.
+        tolerance: how many bits per step the smaller model may be worse.  If it is worse, or no
+            states could be merged, only unused ones are dropped; if that costs too much as well,
+            the model stays as it is.
         pseudocount: added to every count of the returned model, so that no move is impossible.
         num_iters: updates of the refit at most.
         progress: show the refit's bar.
@@ -150,8 +156,9 @@ def consolidate(
     model = result.model if isinstance(result, FitResult) else result
     watch = Stopwatch()
     before = bits_per_step(model, batch)
-    counts, symbols, score = decoded_counts(model, batch)
-    readings = [merge_states(counts, symbols), merge_states(*_expected_counts(model, batch))]
+    counts, symbols, score = decoded_counts(model, batch, split=False)
+    divided = decoded_counts(model, batch)[:2]
+    readings = [merge_states(*divided), merge_states(*_expected_counts(model, batch))]
     dtype = next(model.parameters()).dtype
     to_bits = 1 / (math.log(2) * batch.num_observed)
 
@@ -168,7 +175,8 @@ def consolidate(
     refits = [refit(merging.counts, merging.symbols) for merging in readings]
     chosen = int(np.argmin([one.criterion for one in refits]))
     merging, (fit, smaller, after, _) = readings[chosen], refits[chosen]
-    merged = after <= before + tolerance
+    # Divided states that found no partner would be more than there were.
+    merged = after <= before + tolerance and len(merging.symbols) <= len(symbols)
     if not merged:
         fit, smaller, after, _ = refit(counts, symbols)
     if not after <= before + tolerance:

@@ -8,7 +8,7 @@ import torch
 
 from chmm_pyro import CloneStructure, SequenceBatch
 from chmm_pyro.environments import Room, published_room
-from chmm_pyro.inference import consolidate, fit_em, fit_map
+from chmm_pyro.inference import consolidate, fit_em, fit_map, fit_svi
 from chmm_pyro.inference.consolidate import model_of_counts
 from chmm_pyro.models import PointCHMM
 
@@ -140,6 +140,15 @@ def test_consolidation_of_a_soft_fit_keeps_the_data_possible():
     fit = fit_em(model, batch, num_iters=15, pseudocount=0.03, progress=False)
     smaller = consolidate(fit, batch)
     assert smaller.bits_per_step <= fit.bits_per_step + 0.01
+
+
+def test_consolidation_never_returns_more_states_than_were_used():
+    """States of few, soft data are divided, and find no partner to be merged with."""
+    batch = published_room("rectangular_room").random_walk(4_000, seed=42).batch()
+    start = PointCHMM(CloneStructure([20] * 4), num_actions=4, seed=0)
+    fit = fit_svi(start, batch, num_iters=30, pseudocount=1.6e-3, progress=False)
+    report = consolidate(fit, batch).settings["report"]
+    assert report["num_states"] <= report["num_states_used"] <= 80
 
 
 def test_consolidation_of_a_world_with_slips():
