@@ -120,7 +120,7 @@ def fit_map(
         ``settings["attempts"]`` what each attempt gave.
 
     Raises:
-        ValueError: options out of range.
+        ValueError: options out of range, or data without any observation.
     """
     kappa = _PSEUDOCOUNT_PER_STEP * batch.num_steps if pseudocount is None else pseudocount
     check_options(num_iters, kappa, None)
@@ -128,6 +128,11 @@ def fit_map(
     for name, value in counts.items():
         if value < 1:
             raise ValueError(f"{name} = {value}, expected at least 1.")
+    if batch.num_observed == 0:
+        raise ValueError(
+            f"batch has {batch.num_steps} steps and none observed, expected at least one; check "
+            "which column holds the observations."
+        )
     search = _Search(batch, num_symbols or batch.num_symbols, num_iters, seed, dtype)
     watch = Stopwatch()
     best: _Map | None = None

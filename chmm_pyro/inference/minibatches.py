@@ -11,7 +11,7 @@ the state through those steps, and their own likelihood is subtracted again.  Wh
 that no credit flows further back than that, and that the state there is up to an epoch old.  Both
 errors fall geometrically with ``burn_in``, as filters forget.  In two published rooms, before and
 during training, the gradient was off by 0.2-5 % without burn-in, by less than 0.5 % with 5 steps
-and by less than 1e-8 with 20.  Worlds that look the same for longer need more; where ``burn_in``
+and by less than 1e-7 with 20.  Worlds that look the same for longer need more; where ``burn_in``
 reaches back to the start of the sequence nothing is wrong.
 """
 

@@ -174,5 +174,8 @@ def test_bad_options():
         fit_map(batch, num_clones=0, progress=False)
     with pytest.raises(ValueError, match="num_rounds = 0, expected at least 1"):
         fit_map(batch, num_rounds=0, progress=False)
+    unseen = SequenceBatch.from_arrays([-1, -1, -1])
+    with pytest.raises(ValueError, match="3 steps and none observed, expected at least one; check"):
+        fit_map(unseen, progress=False)
     with pytest.raises(ValueError, match="tolerance = -1"):
         consolidate(PointCHMM(CloneStructure([1, 1]), num_actions=1), batch, tolerance=-1)
