@@ -414,7 +414,6 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=_RESULTS)
     given = parser.parse_args(arguments)
     given.out.mkdir(parents=True, exist_ok=True)
-    torch.set_num_threads(1)  # the tensors are small
     options = {} if given.num_iters is None else {"num_iters": given.num_iters}
     tables = {}
     for study in given.studies:
@@ -429,4 +428,5 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
+    torch.set_num_threads(1)  # the tensors are small
     main()

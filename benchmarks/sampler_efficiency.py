@@ -83,7 +83,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--scale", type=float, default=1.0, help="of the lengths of all chains")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     options = parser.parse_args(arguments)
-    torch.set_num_threads(1)
     before = describe()
     compare("2x2, 5 steps", 0.05)  # loads the compiled code
     table = pd.DataFrame([row for case in options.cases for row in compare(case, options.scale)])
@@ -99,4 +98,5 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
+    torch.set_num_threads(1)  # the tensors are small
     main()

@@ -43,7 +43,10 @@ class Posterior:
         return empty.scatter_add(-1, state, self.probs)
 
     def at(self, t: int) -> Tensor:
-        """``(..., S)`` probabilities of all states at step ``t``."""
+        """``(..., S)`` probabilities of all states at step ``t``, from the end if negative."""
+        steps = self.probs.shape[-2]
+        if not -steps <= t < steps:
+            raise IndexError(f"t = {t}, expected a step of {steps}: {-steps} <= t < {steps}.")
         one = Posterior(
             self.probs[..., t : t + 1, :] if t != -1 else self.probs[..., -1:, :],
             self.first_state[..., t : t + 1] if t != -1 else self.first_state[..., -1:],

@@ -31,28 +31,35 @@ __all__ = [
 
 
 def normalised_counts(
-    counts: Tensor, pseudocount: float, action_model: str, allowed: Tensor | None = None
+    counts: Tensor,
+    pseudocount: float,
+    action_model: str,
+    allowed: Tensor | None = None,
+    multiplicity: Tensor | None = None,
 ) -> tuple[Tensor, int]:
     """Rows of ``counts + pseudocount`` normalised, and how many rows had nothing to normalise.
 
     Args:
         counts: ``(A, S, L)`` expected counts.
-        pseudocount: added to every allowed entry; a number or a tensor that broadcasts.
+        pseudocount: added for every allowed successor.
         action_model: over which axes a row extends.
         allowed: ``(A, S, L)``; False entries stay exactly zero.
+        multiplicity: ``(A, S, L)`` for how many successors an entry stands; one by default.
 
     Returns:
         Probabilities; a row without any count gets a uniform distribution over its allowed
         successors, a row without allowed ones is zero.
     """
     axes = (-1,) if action_model == "conditional" else (0, -1)
-    total = counts + pseudocount
+    total = counts + pseudocount * (1 if multiplicity is None else multiplicity.to(counts))
     if allowed is not None:
         total = torch.where(allowed, total, 0.0)
     norm = total.sum(axes, keepdim=True)
     if bool((norm > 0).all()):
         return total.div_(norm), 0
     uniform = torch.ones_like(total) if allowed is None else allowed.to(total.dtype)
+    if multiplicity is not None:
+        uniform = uniform * multiplicity
     width = uniform.sum(axes, keepdim=True)
     empty = (norm == 0) & (width > 0)  # rows without any entry have nothing to be counted
     probs = torch.where(empty, uniform, total) / torch.where(norm > 0, norm, width.clamp(min=1))
@@ -117,6 +124,12 @@ class Transition(PyroModule):
         """
         return finite_sum((table or self.table()).values)
 
+    def entropy(self) -> Tensor:
+        """Sum of the entropies of all rows, in nats."""
+        log_table = self.table().values
+        finite = torch.where(torch.isneginf(log_table), 0.0, log_table)
+        return -(log_table.exp() * finite).sum()
+
 
 class SoftmaxTransition(Transition):
     """Free logits, optionally with structural zeros and frozen probabilities.
@@ -172,7 +185,16 @@ class SoftmaxTransition(Transition):
         kept = ~probs.isnan()
         values = torch.where(kept, probs, 0.0)
         total = values.sum(-1)
-        free = ~kept if self.allowed is None else ~kept & self.allowed
+        free = ~kept
+        if self.allowed is not None:
+            free = free & self.allowed
+            excluded = (values > 0) & ~self.allowed
+            if excluded.any():
+                at = [int(i) for i in excluded.nonzero()[0]]
+                raise ValueError(
+                    f"frozen{at} = {float(values[tuple(at)]):.6g} where allowed is False, expected "
+                    "0 or NaN there; allow the entry or do not freeze it."
+                )
         wrong = (values < 0).any(-1) | (total > 1 + 1e-6) | (~free.any(-1) & (total < 1 - 1e-6))
         if wrong.any():
             at = [int(i) for i in wrong.nonzero()[0]]
@@ -318,9 +340,8 @@ class BlockTransition(Transition):
 
     @torch.no_grad()
     def maximise(self, counts: Tensor, pseudocount: float) -> int:
-        # The lump stands for many successors, each with a pseudocount of its own.
         probs, unvisited = normalised_counts(
-            counts, pseudocount * self.multiplicity.to(counts), self.action_model, self.allowed
+            counts, pseudocount, self.action_model, self.allowed, self.multiplicity
         )
         self.logits.copy_(probs.log_())
         return unvisited
@@ -329,9 +350,13 @@ class BlockTransition(Transition):
         values = (table or self.table()).values
         lumped = self.multiplicity[..., -1].clamp(min=1).to(values)
         values = torch.cat([values[..., :-1], values[..., -1:] - lumped.log().unsqueeze(-1)], -1)
-        return finite_sum(
-            values.clamp(min=torch.finfo(values.dtype).min) * self.allowed * self.multiplicity
-        )
+        possible = self.allowed & ~torch.isneginf(values)
+        return (torch.where(possible, values, 0.0) * self.multiplicity).sum()
+
+    def entropy(self) -> Tensor:
+        # Successors that share the lump are equally probable.
+        share = self.multiplicity[..., -1].clamp(min=1).to(self.logits.dtype).log()
+        return super().entropy() + (self.table().values[..., -1].exp() * share).sum()
 
 
 def make_transition(
@@ -346,6 +371,12 @@ def make_transition(
     **masks: Any,
 ) -> Transition:
     """A randomly initialised :class:`Transition` by name: softmax, counts or blocks."""
+    known = {"softmax": {"allowed", "frozen"}, "counts": {"allowed"}, "blocks": set()}
+    for name in masks.keys() - known.get(parameterization, masks.keys()):
+        raise ValueError(
+            f"{name} was given with parameterization={parameterization!r}, expected 'softmax', "
+            "which has it; or leave it out."
+        )
     if parameterization == "softmax":
         return SoftmaxTransition(
             clones, num_actions, seed=seed, action_model=action_model, dtype=dtype, **masks

@@ -338,6 +338,26 @@ class TestBlocks:
         assert_close(transition.table().dense().values, dense.table().values, **EXACT)
         assert_close(transition.sum_log(), dense.sum_log(), **EXACT)
 
+    def test_rows_without_counts_are_uniform_over_successors(self):
+        transition = MAKERS["blocks"]("conditional")
+        assert transition.maximise(torch.zeros_like(transition.logits), 0.0) == 6
+        uniform = torch.full((2, 3, 3), 1 / 3, dtype=torch.float64)
+        assert_close(transition.table().dense().values.exp(), uniform, **EXACT)
+
+    def test_entropy_is_that_of_the_dense_table(self):
+        transition = MAKERS["blocks"]("conditional")
+        log_table = transition.table().dense().values
+        assert_close(transition.entropy(), -(log_table.exp() * log_table).sum(), **EXACT)
+
+    def test_impossible_entries_are_left_out_of_the_sum(self):
+        transition = MAKERS["blocks"]("conditional")
+        counts = torch.zeros_like(transition.logits)
+        counts[..., 0] = 1.0
+        transition.maximise(counts, 0.0)
+        dense = transition.table().dense().values
+        assert torch.isneginf(dense).any()
+        assert_close(transition.sum_log(), finite_sum(dense), **EXACT)
+
     def test_memory_grows_with_the_pairs_seen(self):
         clones = CloneStructure([10] * 50)
         ring = BlockColumns(clones, 1, np.array([(0, v, (v + 1) % 50) for v in range(50)]))
@@ -377,6 +397,22 @@ def test_finite_sum_ignores_zeros_in_value_and_gradient():
     ("options", "message"),
     [
         ({"parameterization": "sigmoid"}, "'sigmoid', expected 'softmax', 'counts' or 'blocks'"),
+        (
+            {"parameterization": "counts", "frozen": torch.full((1, 3, 3), torch.nan)},
+            "frozen was given with parameterization='counts', expected 'softmax'",
+        ),
+        (
+            {"parameterization": "blocks", "allowed": torch.ones(1, 3, 3)},
+            "allowed was given with parameterization='blocks', expected 'softmax'",
+        ),
+        (
+            {
+                "parameterization": "softmax",
+                "allowed": torch.tensor([[[1, 0, 1]] * 3]),
+                "frozen": torch.tensor([[[torch.nan, 0.5, torch.nan]] * 3]),
+            },
+            r"frozen\[0, 0, 1\] = 0.5 where allowed is False, expected 0 or NaN",
+        ),
         ({"parameterization": "blocks"}, r"columns is None, expected.*BlockColumns.from_batch"),
     ],
 )

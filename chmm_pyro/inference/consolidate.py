@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import copy
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from ..clones import MISSING, CloneStructure
+from ..distribution import CloneHMM
 from ..models.base import CloneModel
 from ..models.point import PointCHMM
 from ..sequences import SequenceBatch
+from ..tables import BlockTable
 from .em import fit_em
 from .merging import merge_states
 from .passages import split_passages
@@ -60,9 +62,7 @@ def model_of_counts(
     counts: NDArray[np.float64],
     symbols: NDArray[np.int64],
     num_symbols: int,
-    *,
-    pseudocount: float = 0.0,
-    dtype: torch.dtype = torch.float32,
+    **options: Any,
 ) -> PointCHMM:
     """A point model with a clone for each of ``C`` classes; unseen symbols keep one idle clone.
 
@@ -70,8 +70,7 @@ def model_of_counts(
         counts: ``(A, C, C)``.
         symbols: ``(C,)``.
         num_symbols: ``V``.
-        pseudocount: added to every count.
-        dtype: of the parameters.
+        options: of :meth:`~chmm_pyro.models.base.CloneModel.from_counts`.
     """
     unseen = np.setdiff1d(np.arange(num_symbols), symbols)
     every = np.concatenate([symbols, unseen])
@@ -80,9 +79,7 @@ def model_of_counts(
     padded[:, : len(symbols), : len(symbols)] = counts
     clones = CloneStructure(np.bincount(every, minlength=num_symbols))
     sorted_counts = padded[:, order][:, :, order]
-    return PointCHMM.from_counts(
-        clones, torch.as_tensor(sorted_counts), pseudocount=pseudocount, dtype=dtype
-    )
+    return PointCHMM.from_counts(clones, torch.as_tensor(sorted_counts), **options)
 
 
 class _Refit(NamedTuple):
@@ -102,11 +99,17 @@ def _expected_counts(
     The most probable paths stay possible: each of their moves counts at least half.
     """
     hmm = model.distribution(batch)
+    if isinstance(hmm.table, BlockTable):
+        hmm = CloneHMM(
+            hmm.clones, hmm.log_initial, hmm.table.dense(), batch.actions, lengths=batch.lengths
+        )
     counts = hmm.expected_counts(batch.obs)[2].cpu().double().numpy()
     path = hmm.posterior_mode(batch.obs).states
     walked = path_counts(path, batch, hmm.table).cpu().numpy() > 0
     counts = np.where(walked, np.maximum(counts, 0.5), np.where(counts >= 0.5, counts, 0.0))
-    used = np.flatnonzero((counts > 0).any((0, 1)) | (counts > 0).any((0, 2)))
+    visited = np.zeros(model.clones.num_states, dtype=bool)
+    visited[path[path != MISSING].cpu().numpy()] = True
+    used = np.flatnonzero(visited | (counts > 0).any((0, 1)) | (counts > 0).any((0, 2)))
     return counts[:, used][:, :, used], model.clones.symbol_of_state[used]
 
 
@@ -159,15 +162,22 @@ def consolidate(
     counts, symbols, score = decoded_counts(model, batch, split=False)
     divided = decoded_counts(model, batch)[:2]
     readings = [merge_states(*divided), merge_states(*_expected_counts(model, batch))]
-    dtype = next(model.parameters()).dtype
+    options = {
+        "dtype": next(model.parameters()).dtype,
+        "action_model": model.action_model,
+        "learn_initial": model.initial.learned,
+        "learn_actions": model.action_logits is not None,
+    }
     to_bits = 1 / (math.log(2) * batch.num_observed)
 
     def refit(kept: NDArray[np.float64], kept_symbols: NDArray[np.int64]) -> _Refit:
         # Without a pseudocount EM keeps moves that were never made at zero.
-        start = model_of_counts(kept, kept_symbols, model.clones.num_symbols, dtype=dtype)
+        start = model_of_counts(kept, kept_symbols, model.clones.num_symbols, **options)
         fit = fit_em(start, batch, num_iters=num_iters, tol=1e-6, progress=progress)
-        expected = fit.model.distribution(batch).expected_counts(batch.obs)[2]
+        _, initial_counts, expected = fit.model.distribution(batch).expected_counts(batch.obs)
         fit.model.transition.maximise(expected, pseudocount)
+        if fit.model.initial.learned:
+            fit.model.initial.maximise(initial_counts, pseudocount)
         after = bits_per_step(fit.model, batch)
         cost = math.log(max(batch.num_observed, 2)) / 2 * int((kept > 0).sum())
         return _Refit(fit, fit.model, after, after / to_bits + cost)
@@ -176,7 +186,8 @@ def consolidate(
     chosen = int(np.argmin([one.criterion for one in refits]))
     merging, (fit, smaller, after, _) = readings[chosen], refits[chosen]
     # Divided states that found no partner would be more than there were.
-    merged = after <= before + tolerance and len(merging.symbols) <= len(symbols)
+    fewer = merging.num_folds > 0 and len(merging.symbols) <= len(symbols)
+    merged = fewer and after <= before + tolerance
     if not merged:
         fit, smaller, after, _ = refit(counts, symbols)
     if not after <= before + tolerance:

@@ -28,7 +28,7 @@ from ..tables import Table
 from .result import FitResult, bits_per_step
 from .scope import Stopwatch, until_interrupted
 
-__all__ = ["check_options", "fit_em", "log_prior", "maximise_actions"]
+__all__ = ["check_options", "fit_em", "log_prior", "maximise_actions", "num_zeros"]
 
 
 def check_options(num_iters: int, pseudocount: float, tol: float | None) -> None:
@@ -83,7 +83,8 @@ def fit_em(
 
     Returns:
         A :class:`~chmm_pyro.inference.result.FitResult`; ``settings["num_unvisited_rows"]`` counts
-        rows without any count, which got a uniform distribution.
+        rows without any count, which got a uniform distribution.  The objective of a start with
+        zeros that are not structural is ``-inf`` if there is a pseudocount: the prior excludes it.
 
     Raises:
         ValueError: options out of range, or data impossible under the start.
@@ -115,12 +116,16 @@ def fit_em(
             if step == 1:
                 _check_climb(objectives, fitted)
             bar.set_postfix_str(f"{-log_prob * to_bits:.5f} bits/step", refresh=False)
-            if len(objectives) > 1 and tol is not None:
-                converged = (objectives[-1] - objectives[-2]) * to_bits < tol
+            gain = objectives[-1] - objectives[-2] if len(objectives) > 1 else math.inf
+            lost = gain < 0
+            # A long step that lost is followed by plain EM, which says whether there is more.
+            converged = tol is not None and gain * to_bits < tol and not (lost and step > 1)
             if converged or stop.is_set():
                 break
-            lost = len(objectives) > 1 and objectives[-1] < objectives[-2]
+            zeros = num_zeros(hmm.table)
             unvisited = _update(fitted, counts, pseudocount, 1.0 if lost else step)
+            if iteration == 0 and pseudocount > 0 and num_zeros(fitted.transition.table()) < zeros:
+                objectives[0] = -math.inf  # the prior excludes zeros that are not structural
             if fitted.initial.learned:
                 fitted.initial.maximise(initial_counts, pseudocount)
             maximise_actions(fitted, batch)
@@ -147,6 +152,11 @@ def fit_em(
             "num_unvisited_rows": unvisited,
         },
     )
+
+
+def num_zeros(table: Table) -> int:
+    """How many transitions of a table are impossible."""
+    return int(torch.isneginf(table.values).sum())
 
 
 def _update(model: CloneModel, counts: Tensor, pseudocount: float, step: float) -> int:

@@ -128,6 +128,12 @@ def fit_map(
     for name, value in counts.items():
         if value < 1:
             raise ValueError(f"{name} = {value}, expected at least 1.")
+    if not smoothing >= 0:
+        raise ValueError(f"smoothing = {smoothing}, expected a pseudocount >= 0.")
+    if num_symbols is not None and num_symbols < batch.num_symbols:
+        raise ValueError(
+            f"num_symbols = {num_symbols}, expected at least the {batch.num_symbols} of batch."
+        )
     if batch.num_observed == 0:
         raise ValueError(
             f"batch has {batch.num_steps} steps and none observed, expected at least one; check "

@@ -84,7 +84,7 @@ class _Graph:
 
     def __init__(self, counts: NDArray[np.float64], symbols: NDArray[np.int64]) -> None:
         self.symbols = symbols.tolist()
-        self.prior = 1.0 / len(symbols)
+        self.prior = 1.0 / max(len(symbols), 1)
         self.rows: dict[tuple[int, int], Row] = {}
         self.leading: dict[int, set[tuple[int, int]]] = {c: set() for c in range(len(symbols))}
         for action, old, new in zip(*np.nonzero(counts), strict=True):

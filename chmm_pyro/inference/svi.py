@@ -368,9 +368,7 @@ def _regularisers(
     """What is added to the ELBO."""
     total: Tensor | float = log_prior(model, pseudocount)
     if entropy_weight:
-        log_table = model.transition.table().values
-        finite = torch.where(torch.isneginf(log_table), 0.0, log_table)
-        total = total - entropy_weight * (log_table.exp() * finite).sum()
+        total = total + entropy_weight * model.transition.entropy()
     if auxiliary_loss is not None:
         total = total - auxiliary_loss(model)
     return total

@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 from ..models.base import CloneModel
 from ..sequences import SequenceBatch
 from ..tables import Table
-from .em import check_options, log_prior, maximise_actions
+from .em import check_options, log_prior, maximise_actions, num_zeros
 from .result import FitResult, bits_per_step
 from .scope import Stopwatch, until_interrupted
 
@@ -69,7 +69,7 @@ def fit_viterbi(
     watch = Stopwatch()
     scores: list[float] = []
     seconds: list[float] = []
-    converged, unvisited, used = False, 0, 0
+    converged, unvisited = False, 0
     to_bits = 1 / (math.log(2) * batch.num_observed)
     with (
         until_interrupted() as stop,
@@ -81,9 +81,9 @@ def fit_viterbi(
             score = float(path.score.sum())
             scores.append(score + float(log_prior(fitted, pseudocount)))
             seconds.append(watch())
-            used = len(path.states[path.states >= 0].unique())
             bar.set_postfix_str(
-                f"{-score * to_bits:.6f} bits/step on the path, {used} states", refresh=False
+                f"{-score * to_bits:.6f} bits/step on the path, {_num_used(path.states)} states",
+                refresh=False,
             )
             counts = path_counts(path.states, batch, hmm.table)
             converged = len(scores) > 1 and scores[-1] <= scores[-2]
@@ -91,6 +91,9 @@ def fit_viterbi(
                 break
             dtype = next(fitted.parameters()).dtype
             unvisited = fitted.transition.maximise(counts.to(dtype), pseudocount)
+            freed = num_zeros(fitted.transition.table()) < num_zeros(hmm.table)
+            if freed and pseudocount > 0 and len(scores) == 1:
+                scores[0] = -math.inf  # the prior excludes zeros that are not structural
             if fitted.initial.learned:
                 first = path.states[..., 0].reshape(-1)
                 starts = torch.bincount(first, minlength=fitted.clones.num_states)
@@ -116,7 +119,12 @@ def fit_viterbi(
             "seed": seed,
             "action_model": fitted.action_model,
             "viterbi_bits_per_step": -float(final.score.sum()) * to_bits,
-            "num_states_used": used,
+            "num_states_used": _num_used(final.states),
             "num_unvisited_rows": unvisited,
         },
     )
+
+
+def _num_used(states: Tensor) -> int:
+    """How many different states padded paths visit."""
+    return len(states[states >= 0].unique())

@@ -76,6 +76,7 @@ class CognitiveMap:
         noise: share of the data's steps that lie on no edge.
 
     Example:
+        >>> from chmm_pyro.environments import Room
         >>> room = Room([[0, 1, 0]])
         >>> cognitive_map = CognitiveMap.from_room(room)
         >>> cognitive_map

@@ -14,12 +14,14 @@ from torch.testing import assert_close
 
 from chmm_pyro.clones import CloneStructure
 from chmm_pyro.distribution import CloneHMM
-from chmm_pyro.environments import published_room
+from chmm_pyro.environments import Room, published_room
 from chmm_pyro.inference.em import fit_em, log_prior
 from chmm_pyro.inference.result import bits_per_step, log_likelihood
 from chmm_pyro.inference.svi import fit_svi
+from chmm_pyro.inference.viterbi import fit_viterbi
 from chmm_pyro.models.point import PointCHMM
 from chmm_pyro.sequences import SequenceBatch
+from chmm_pyro.tables import BlockColumns
 
 EXACT = TOL["exact"][torch.float64]
 
@@ -268,3 +270,31 @@ def test_gradients_climb_the_same_objective():
     best = climbed.objective_history[-1]
     assert_allclose(result.objective_history[0], best, rtol=1e-8)
     assert (result.objective_history <= best + 1e-6).all()
+
+
+@pytest.mark.parametrize("parameterization", ["softmax", "blocks"])
+def test_smoothing_a_crisp_model_climbs(parameterization):
+    """Zeros of the start that are not structural have prior zero; they are not a lost optimum."""
+    batch = Room([[0, 1, 0], [1, 2, 1], [0, 1, 3]]).random_walk(600, seed=1).batch()
+    clones = CloneStructure([6, 6, 3, 3])
+    columns = BlockColumns.from_batch(clones, 4, batch) if parameterization == "blocks" else None
+    start = PointCHMM(
+        clones, 4, parameterization=parameterization, columns=columns, dtype=torch.float64
+    )
+    soft = fit_em(start, batch, num_iters=30, progress=False).model
+    crisp = fit_viterbi(soft, batch, progress=False).model
+    smooth = fit_em(crisp, batch, num_iters=50, pseudocount=0.01, tol=1e-6, progress=False)
+    assert smooth.objective_history[0] == -np.inf
+    assert smooth.num_iters > 1 and (np.diff(smooth.objective_history) >= -1e-9).all()
+    hard = fit_viterbi(crisp, batch, num_iters=50, pseudocount=0.01, progress=False)
+    assert hard.objective_history[0] == -np.inf and hard.num_iters > 1
+
+
+def test_an_update_that_lost_is_no_optimum():
+    """A long step may lose; plain EM follows, and only its gain can end the fit."""
+    batch = Room([[0, 1, 0], [1, 2, 1], [0, 1, 3]]).random_walk(600, seed=1).batch()
+    start = PointCHMM(CloneStructure([6, 6, 3, 3]), 4, seed=0, dtype=torch.float64)
+    options = {"num_iters": 300, "pseudocount": 1e-3, "tol": 1e-7, "progress": False}
+    plain = fit_em(start, batch, **options)
+    longer = fit_em(start, batch, step=1.9, **options)
+    assert longer.objective_history[-1] > plain.objective_history[-1] - 10

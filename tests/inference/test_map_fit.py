@@ -11,6 +11,7 @@ from chmm_pyro.environments import Room, published_room
 from chmm_pyro.inference import consolidate, fit_em, fit_map, fit_svi
 from chmm_pyro.inference.consolidate import model_of_counts
 from chmm_pyro.models import PointCHMM
+from chmm_pyro.tables import BlockColumns
 
 
 @pytest.fixture(scope="module")
@@ -142,6 +143,34 @@ def test_consolidation_of_a_soft_fit_keeps_the_data_possible():
     assert smaller.bits_per_step <= fit.bits_per_step + 0.01
 
 
+@pytest.mark.parametrize(
+    "options",
+    [{"action_model": "joint"}, {"learn_actions": True}, {"learn_initial": True}, {"blocks": True}],
+    ids=lambda options: next(iter(options)),
+)
+def test_consolidation_keeps_the_kind_of_the_model(walk, options):
+    """The smaller model has the terms of the larger, so that the tolerance compares like."""
+    batch = walk.batch()
+    clones = CloneStructure([12] * batch.num_symbols)
+    if options.pop("blocks", False):
+        columns = BlockColumns.from_batch(clones, 4, batch)
+        options = {"parameterization": "blocks", "columns": columns}
+    start = PointCHMM(clones, num_actions=4, dtype=torch.float64, **options)
+    fit = fit_em(start, batch, num_iters=60, pseudocount=0.01, progress=False)
+    smaller = consolidate(fit, batch)
+    assert smaller.model.action_model == fit.model.action_model == smaller.settings["action_model"]
+    assert (smaller.model.action_logits is None) == (fit.model.action_logits is None)
+    assert smaller.model.initial.learned == fit.model.initial.learned
+    assert smaller.model.clones.num_states < clones.num_states
+    assert smaller.bits_per_step <= fit.bits_per_step + 0.01
+
+
+def test_consolidation_of_sequences_without_moves():
+    batch = SequenceBatch.from_arrays([[0], [1]])
+    smaller = consolidate(PointCHMM(CloneStructure([2, 2]), num_actions=1), batch)
+    assert smaller.model.clones.num_clones == (1, 1)
+
+
 def test_consolidation_never_returns_more_states_than_were_used():
     """States of few, soft data are divided, and find no partner to be merged with."""
     batch = published_room("rectangular_room").random_walk(4_000, seed=42).batch()
@@ -177,5 +206,9 @@ def test_bad_options():
     unseen = SequenceBatch.from_arrays([-1, -1, -1])
     with pytest.raises(ValueError, match="3 steps and none observed, expected at least one; check"):
         fit_map(unseen, progress=False)
+    with pytest.raises(ValueError, match="num_symbols = 1, expected at least the 2 of batch"):
+        fit_map(batch, num_symbols=1, progress=False)
+    with pytest.raises(ValueError, match="smoothing = -1"):
+        fit_map(batch, smoothing=-1, progress=False)
     with pytest.raises(ValueError, match="tolerance = -1"):
         consolidate(PointCHMM(CloneStructure([1, 1]), num_actions=1), batch, tolerance=-1)
