@@ -257,6 +257,36 @@ def test_unseen_labels_are_a_choice(folder: Path, tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------- sampling
 
 
+def test_labels_are_text_where_the_model_has_text(tmp_path: Path) -> None:
+    """A table says whether 1 is a number by what else its column holds."""
+    mixed, numbers, run = tmp_path / "mixed.csv", tmp_path / "numbers.csv", tmp_path / "run"
+    pd.DataFrame({"observation": ["1", "2", "x"] * 30}).to_csv(mixed, index=False)
+    pd.DataFrame({"observation": ["1", "2"] * 30}).to_csv(numbers, index=False)
+    _done("fit", mixed, "--clones", 2, "--iters", 2, "--out", run)
+    assert _json("eval", run, numbers)["num_steps"] == 60
+
+
+def test_positions_of_a_fit_are_not_asked_of_other_data(tmp_path: Path) -> None:
+    table = pd.DataFrame({"observation": ["a", "b"] * 30, "x": range(60)})
+    there, other, run = tmp_path / "there.csv", tmp_path / "other.csv", tmp_path / "run"
+    table.to_csv(there, index=False)
+    table[["observation"]].to_csv(other, index=False)
+    _done("fit", there, "--clones", 2, "--iters", 2, "--position", "x", "--out", run)
+    assert _json("eval", run, other)["num_steps"] == 60
+
+
+def test_nothing_observed_is_one_line(tmp_path: Path) -> None:
+    unknown = tmp_path / "unknown.csv"
+    run = tmp_path / "run"
+    pd.DataFrame({"observation": ["a", "b"] * 20}).to_csv(tmp_path / "seen.csv", index=False)
+    _done("fit", tmp_path / "seen.csv", "--clones", 2, "--iters", 2, "--out", run)
+    pd.DataFrame({"observation": ["?"] * 5}).to_csv(unknown, index=False)
+    result = _chmm("eval", run, unknown, "--unseen", "missing")
+    assert result.exit_code == 2 and "none observed" in result.stderr
+    refused = _chmm("fit", tmp_path / "seen.csv", "--start", run, "--action-model", "joint")
+    assert refused.exit_code == 2 and "--action-model does not apply to --start" in refused.stderr
+
+
 def test_samples_follow_actions_and_seeds(folder: Path) -> None:
     run = folder / "walk.run"
     arguments = ("sample", run, "--actions", "left,right,right", "--num", 4)

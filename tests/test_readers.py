@@ -175,6 +175,21 @@ def test_csv_written_by_hand(tmp_path):
     assert batch.actions.tolist() == [1, 0, 1]
 
 
+def test_labels_of_a_long_mixed_column_are_one_kind(tmp_path):
+    """Read in chunks, the numbers of early rows would be other labels than those of late ones."""
+    file = tmp_path / "long.csv"
+    labels = ["1", "2", "3"] * 200_000 + ["1", "2", "x"] * 100
+    file.write_text("observation\n" + "\n".join(labels) + "\n", encoding="utf-8")
+    assert sorted(SequenceBatch.from_file(file).vocabulary) == ["1", "2", "3", "x"]
+
+
+def test_rows_longer_than_the_header_are_refused(tmp_path):
+    file = tmp_path / "shifted.csv"
+    file.write_text("episode,observation\ne0,a,L\ne0,b,R\n", encoding="utf-8")
+    with pytest.raises(ValueError, match="rows have more cells than the header has names"):
+        SequenceBatch.from_file(file)
+
+
 def test_npz_of_somebody_else(tmp_path):
     path = tmp_path / "walk.npz"
     np.savez(path, x=[3, 0, -1], a=[1, 2], position=np.eye(3, 2), loss=np.zeros(9))

@@ -46,7 +46,12 @@ def read_file(path: str | PathLike[str], **options: Unpack[TableOptions]) -> Fla
         return _read_npz(Path(path), options)
     try:
         if suffix == ".csv":
-            frame = pd.read_csv(path, keep_default_na=False, na_values=_EMPTY_CELLS)
+            # Whole columns at once: chunks of one column could get labels of two types.
+            frame = pd.read_csv(
+                path, keep_default_na=False, na_values=_EMPTY_CELLS, low_memory=False
+            )
+            if not isinstance(frame.index, pd.RangeIndex):
+                raise ValueError("its rows have more cells than the header has names")
         else:
             frame = pd.read_parquet(path, engine="pyarrow")
     except ImportError as error:

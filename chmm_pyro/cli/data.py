@@ -52,16 +52,16 @@ def in_symbols_of(
             "their column with --action."
         )
     symbols = checkpoint.vocabulary or Vocabulary(range(model.clones.num_symbols))
-    obs = symbols.encode(
-        _labels(batch.flat_obs, batch.vocabulary), unseen=unseen, name="observation"
-    )
+    found = _labels(batch.flat_obs, batch.vocabulary, like=symbols)
+    obs = symbols.encode(found, unseen=unseen, name="observation")
     actions = np.zeros(batch.num_steps, dtype=np.int64)
     known = checkpoint.action_vocabulary
     if known is not None or model.num_actions > 1 or batch.num_actions > 1:
         driving = np.ones(batch.num_steps, dtype=bool)
         driving[batch.offsets[1:].numpy() - 1] = False
-        labels = _labels(batch.flat_actions[torch.as_tensor(driving)], batch.action_vocabulary)
         known = known or Vocabulary(range(model.num_actions))
+        taken = batch.flat_actions[torch.as_tensor(driving)]
+        labels = _labels(taken, batch.action_vocabulary, like=known)
         actions[driving] = known.encode(labels, name="action")
     return replace(
         batch,
@@ -73,10 +73,18 @@ def in_symbols_of(
     )
 
 
-def _labels(symbols: torch.Tensor, vocabulary: Vocabulary | None) -> NDArray[np.object_]:
-    """Labels of any kind as an array of objects; None where a symbol is missing."""
+def _labels(
+    symbols: torch.Tensor, vocabulary: Vocabulary | None, *, like: Vocabulary
+) -> NDArray[np.object_]:
+    """Labels of any kind as an array of objects; None where a symbol is missing.
+
+    A table says whether ``1`` is a number or text by what else its column holds: where all known
+    labels are text, so are these.
+    """
     codes = symbols.numpy()
     known: Iterable[Hashable] = vocabulary or range(int(codes.max(initial=0)) + 1)
+    if all(isinstance(label, str) for label in like):
+        known = [str(label) for label in known]
     assert MISSING == -1  # reads the last entry
     return np.fromiter((*known, None), dtype=object)[codes]
 
@@ -84,6 +92,10 @@ def _labels(symbols: torch.Tensor, vocabulary: Vocabulary | None) -> NDArray[np.
 def hold_out(batch: SequenceBatch, amount: float, seed: int) -> tuple[SequenceBatch, SequenceBatch]:
     """Training and held-out sequences: random episodes, or the end of a single sequence."""
     if not batch.single:
+        if amount >= 1 and amount != int(amount):
+            raise ValueError(
+                f"held-out = {amount:g}, expected a fraction below 1 or a whole number of episodes."
+            )
         return batch.split(int(amount) if amount >= 1 else amount, seed=seed)
     if not 0 < amount < 1:
         raise ValueError(

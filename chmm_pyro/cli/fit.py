@@ -39,6 +39,7 @@ from .options import (
     Concentration,
     Data,
     Draws,
+    Dtype,
     Dtypes,
     Episode,
     HeldOut,
@@ -163,6 +164,7 @@ def fit(
         raise ValueError(f"--out {run} is a file, expected a folder; choose another name.")
     batch = read(data, observation=observation, action=action, episode=episode, position=position)
     if start is not None:
+        _refuse_size_options(start, method, action_model, learn_initial, storage, dtype)
         checkpoint = load_checkpoint(start)
         batch = in_symbols_of(batch, checkpoint)
     train, held = (batch, None) if held_out is None else hold_out(batch, held_out, seed)
@@ -300,6 +302,26 @@ def _refuse(given: dict[str, Any], method: Method) -> None:
         if value is not None:
             option = name if value is True else f"{name} {value}"
             raise ValueError(f"{option} does not apply to --method {method.value}; drop it.")
+
+
+def _refuse_size_options(
+    start: Path,
+    method: Method,
+    action_model: ActionModel,
+    learn_initial: bool,
+    storage: Storage,
+    dtype: Dtype | None,
+) -> None:
+    """An earlier fit has decided these already."""
+    given = {
+        "--action-model": action_model is not ActionModel.CONDITIONAL,
+        "--learn-initial": learn_initial,
+        "--parameters": storage is not Storage.AUTO,
+        "--dtype": dtype is not None and method not in POSTERIOR_METHODS,
+    }
+    for name, wrong in given.items():
+        if wrong:
+            raise ValueError(f"{name} does not apply to --start {start}, which has it; drop it.")
 
 
 def _report(run: Path, result: FitResult, held: SequenceBatch | None, as_json: bool) -> None:

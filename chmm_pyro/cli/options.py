@@ -408,7 +408,7 @@ Actions = Annotated[
     _option(
         metavar="LABEL[,LABEL...]",
         help="Actions to take, over again until there are enough.",
-        show_default="drawn: uniformly, or as the model has learned them",
+        show_default="drawn: uniformly, or as --learn-actions has found them",
     ),
 ]
 First = Annotated[

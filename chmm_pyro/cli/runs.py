@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pandas as pd
 import torch
 
 from ..checkpoint import Checkpoint, load_checkpoint
@@ -63,6 +64,8 @@ def open_run(
     settings = checkpoint.settings
     saved: dict[str, Any] = settings.get("columns") or {}
     path = _fitted_to(run, settings) if data is None else data
+    if data is not None:
+        saved = _columns_in(path, saved)
     batch = read(
         path,
         observation=observation or saved.get("observation"),
@@ -91,3 +94,13 @@ def _fitted_to(run: Path, settings: dict[str, Any]) -> Path:
     raise ValueError(
         f"{run} was fitted to {name!r}, which is not a file here, expected DATA; name it after RUN."
     )
+
+
+def _columns_in(path: Path, saved: dict[str, Any]) -> dict[str, Any]:
+    """The columns that a fit has named, as far as other data need and have them."""
+    if path.suffix == ".npz":
+        return {}
+    if path.suffix != ".csv" or not path.is_file() or not saved.get("position"):
+        return saved
+    there = pd.read_csv(path, nrows=0).columns
+    return saved if set(saved["position"]) <= set(there) else {**saved, "position": None}

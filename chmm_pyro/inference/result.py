@@ -74,5 +74,13 @@ def bits_per_step(model: CloneModel, batch: SequenceBatch) -> float:
 
     Both modes of actions count what their ``log_prob`` counts, so values of ``conditional`` and
     ``joint`` models are not comparable.
+
+    Raises:
+        ValueError: no step of the sequences was observed.
     """
+    if batch.num_observed == 0:
+        raise ValueError(
+            f"batch has {batch.num_steps} steps and none observed, expected at least one to count "
+            "bits of; check its labels."
+        )
     return -log_likelihood(model, batch) / (math.log(2) * batch.num_observed)

@@ -348,8 +348,12 @@ class CognitiveMap:
 
         Raises:
             ValueError: a state that is not on the map.
+            TypeError: states that are not integers.
         """
-        names = np.asarray(states, dtype=np.int64)
+        names = np.asarray(states)
+        if names.size and names.dtype.kind not in "iu":
+            raise TypeError(f"states has dtype {names.dtype}, expected integers.")
+        names = names.astype(np.int64)
         index = np.minimum(np.searchsorted(self.states, names), self.num_nodes - 1)
         wrong = self.states[index] != names
         if wrong.any():

@@ -144,7 +144,7 @@ def edge_scores(
     right = [image in true_edges for image in images]
     return EdgeScores(
         precision=float(np.mean(right)) if right else 0.0,
-        recall=len(true_edges & set(images)) / len(true_edges),
+        recall=len(true_edges & set(images)) / len(true_edges) if true_edges else 0.0,
         num_edges=len(edges),
     )
 

@@ -106,7 +106,7 @@ def path_entries(states: Tensor, batch: SequenceBatch, num_states: int) -> Entri
 
 
 def mean_positions(states: Tensor, batch: SequenceBatch, num_states: int) -> FloatArray:
-    """``(S, D)`` mean position of the steps at each state of a decoded path, NaN at others.
+    """``(S, D)`` mean known position of the steps at each state of a path, NaN where there is none.
 
     Args:
         states: as in :func:`path_entries`.
@@ -117,6 +117,8 @@ def mean_positions(states: Tensor, batch: SequenceBatch, num_states: int) -> Flo
     path = _numpy(states)
     state = path[path != MISSING]  # padding out, what is left is in the order of flat storage
     where = _numpy(batch.flat_positions).reshape(len(state), -1).astype(np.float64)
+    known = np.isfinite(where).all(1)
+    state, where = state[known], where[known]
     visits = np.bincount(state, minlength=num_states)
     sums = [np.bincount(state, weights=axis, minlength=num_states) for axis in where.T]
     with np.errstate(invalid="ignore"):

@@ -68,7 +68,8 @@ def place_purity(states: ArrayLike, positions: ArrayLike) -> float:
 
     Args:
         states: ``(..., T)`` from ``posterior_mode``.
-        positions: ``(..., T)`` places, or ``(..., T, D)`` coordinates, of the same steps.
+        positions: ``(..., T)`` places, or ``(..., T, D)`` coordinates, of the same steps; steps
+            whose position is NaN are left out.
 
     Example:
         >>> place_purity([0, 0, 0, 1], [5, 5, 6, 7])
@@ -83,9 +84,12 @@ def place_purity(states: ArrayLike, positions: ArrayLike) -> float:
     inside = path != MISSING
     if not inside.any():
         raise ValueError("states holds no decoded step, expected at least one.")
-    places = places[inside].reshape(int(inside.sum()), -1)
-    _, place = np.unique(places, axis=0, return_inverse=True)
-    _, state = np.unique(path[inside], return_inverse=True)
+    places, path = places[inside].reshape(int(inside.sum()), -1), path[inside]
+    known = np.isfinite(places).all(1)
+    if not known.any():
+        raise ValueError("positions holds no finite position of a decoded step, expected some.")
+    _, place = np.unique(places[known], axis=0, return_inverse=True)
+    _, state = np.unique(path[known], return_inverse=True)
     visits = np.zeros((state.max() + 1, place.max() + 1), dtype=np.int64)
     np.add.at(visits, (state, place.reshape(-1)), 1)
     return float(visits.max(1).sum() / visits.sum())

@@ -136,7 +136,7 @@ def navigate(
     current = believing.localise(first, belief=belief).belief
     hypothesis = int(current.argmax())
     to_do: deque[int] = deque()
-    while current[policy.goal].sum() < confidence:
+    while current[policy.goal].sum() < _TIE * confidence:  # equal beliefs add up to almost one
         if len(actions) == max_steps:
             raise UnreachableError(
                 f"goal = {goal} was not reached in max_steps = {max_steps} actions; the most "

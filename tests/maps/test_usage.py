@@ -88,3 +88,10 @@ def test_bad_positions(positions: list[list[float]], message: str) -> None:
     posterior = Posterior(torch.ones(2, 1), torch.tensor([0, 1]), num_states=2)
     with pytest.raises(ValueError, match=message):
         place_fields(posterior, positions, shape=(1, 3))
+
+
+def test_steps_without_a_position_say_nothing_about_purity() -> None:
+    positions = [[np.nan, 0], [np.nan, 0], [1, 0], [1, 0]]
+    assert place_purity([0, 0, 0, 0], positions) == 1.0
+    with pytest.raises(ValueError, match="no finite position of a decoded step"):
+        place_purity([0, 0], [np.nan, np.nan])

@@ -239,6 +239,15 @@ def test_walks_to_the_goal_though_it_slips():
     assert arrived >= 13  # 95 % confident
 
 
+def test_arrival_with_certainty_allows_for_rounding():
+    """Ten equal beliefs do not add up to one exactly."""
+    room = Room([[1] + [0] * 10])
+    cognitive_map = CognitiveMap.from_room(room)
+    goals = cognitive_map.of_symbol(0)
+    found = navigate(cognitive_map, goals, lambda action: 0, first_symbol=0, confidence=1.0)
+    assert found.actions == []
+
+
 def test_navigation_errors():
     cognitive_map = CognitiveMap.from_room(Room([[0, 1, -1, 2, 0]]))
     world = World(Room([[0, 1, -1, 2, 0]]), 0)
