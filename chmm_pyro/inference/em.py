@@ -28,7 +28,7 @@ from ..tables import Table
 from .result import FitResult, bits_per_step
 from .scope import Stopwatch, until_interrupted
 
-__all__ = ["check_options", "fit_em", "log_prior", "maximise_actions", "num_zeros"]
+__all__ = ["check_options", "fit_em", "frees_zeros", "log_prior", "maximise_actions"]
 
 
 def check_options(num_iters: int, pseudocount: float, tol: float | None) -> None:
@@ -122,10 +122,9 @@ def fit_em(
             converged = tol is not None and gain * to_bits < tol and not (lost and step > 1)
             if converged or stop.is_set():
                 break
-            zeros = num_zeros(hmm.table)
             unvisited = _update(fitted, counts, pseudocount, 1.0 if lost else step)
-            if iteration == 0 and pseudocount > 0 and num_zeros(fitted.transition.table()) < zeros:
-                objectives[0] = -math.inf  # the prior excludes zeros that are not structural
+            if iteration == 0 and frees_zeros(hmm.table, fitted, pseudocount):
+                objectives[0] = -math.inf
             if fitted.initial.learned:
                 fitted.initial.maximise(initial_counts, pseudocount)
             maximise_actions(fitted, batch)
@@ -154,9 +153,12 @@ def fit_em(
     )
 
 
-def num_zeros(table: Table) -> int:
-    """How many transitions of a table are impossible."""
-    return int(torch.isneginf(table.values).sum())
+def frees_zeros(before: Table, model: CloneModel, pseudocount: float) -> bool:
+    """Whether an M-step made transitions possible, so that the prior excluded the start."""
+    if pseudocount == 0:
+        return False
+    after = model.transition.table()
+    return bool(torch.isneginf(before.values).sum() > torch.isneginf(after.values).sum())
 
 
 def _update(model: CloneModel, counts: Tensor, pseudocount: float, step: float) -> int:

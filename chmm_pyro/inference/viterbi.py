@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 from ..models.base import CloneModel
 from ..sequences import SequenceBatch
 from ..tables import Table
-from .em import check_options, log_prior, maximise_actions, num_zeros
+from .em import check_options, frees_zeros, log_prior, maximise_actions
 from .result import FitResult, bits_per_step
 from .scope import Stopwatch, until_interrupted
 
@@ -91,9 +91,8 @@ def fit_viterbi(
                 break
             dtype = next(fitted.parameters()).dtype
             unvisited = fitted.transition.maximise(counts.to(dtype), pseudocount)
-            freed = num_zeros(fitted.transition.table()) < num_zeros(hmm.table)
-            if freed and pseudocount > 0 and len(scores) == 1:
-                scores[0] = -math.inf  # the prior excludes zeros that are not structural
+            if len(scores) == 1 and frees_zeros(hmm.table, fitted, pseudocount):
+                scores[0] = -math.inf
             if fitted.initial.learned:
                 first = path.states[..., 0].reshape(-1)
                 starts = torch.bincount(first, minlength=fitted.clones.num_states)
