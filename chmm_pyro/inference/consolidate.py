@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ..beliefs import StatePath
 from ..clones import MISSING, CloneStructure
 from ..distribution import CloneHMM
 from ..models.base import CloneModel
@@ -27,13 +28,18 @@ __all__ = ["consolidate", "decoded_counts", "model_of_counts"]
 
 
 def decoded_counts(
-    model: CloneModel, batch: SequenceBatch, *, split: bool = True
+    model: CloneModel,
+    batch: SequenceBatch,
+    *,
+    path: StatePath | None = None,
+    split: bool = True,
 ) -> tuple[NDArray[np.float64], NDArray[np.int64], float]:
     """Counts of moves along the most probable paths, over the states they use.
 
     Args:
         model: whose paths.
         batch: of these sequences.
+        path: the paths, if they have been decoded already.
         split: divide states whose passages share no action first, see
             :mod:`chmm_pyro.inference.passages`.
 
@@ -41,8 +47,9 @@ def decoded_counts(
         counts ``(A, K, K)`` over the ``K`` states, the symbol of each, and the score of the paths
         in nats.
     """
-    path = model.distribution(batch).posterior_mode(batch.obs)
-    states = np.atleast_2d(path.states.cpu().numpy())
+    if path is None:
+        path = model.distribution(batch).posterior_mode(batch.obs)
+    states = np.atleast_2d(path.states.cpu().numpy()).copy()
     actions = np.atleast_2d(batch.actions.cpu().numpy())[:, : states.shape[1] - 1]
     inside = states != MISSING
     symbol_of_step = np.where(inside, model.clones.symbol_of_state[states], MISSING)
@@ -92,7 +99,7 @@ class _Refit(NamedTuple):
 
 
 def _expected_counts(
-    model: CloneModel, batch: SequenceBatch
+    model: CloneModel, batch: SequenceBatch, path: StatePath
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """Expected counts ``(A, K, K)`` of at least half a move, and the symbols of their states.
 
@@ -104,11 +111,10 @@ def _expected_counts(
             hmm.clones, hmm.log_initial, hmm.table.dense(), batch.actions, lengths=batch.lengths
         )
     counts = hmm.expected_counts(batch.obs)[2].cpu().double().numpy()
-    path = hmm.posterior_mode(batch.obs).states
-    walked = path_counts(path, batch, hmm.table).cpu().numpy() > 0
+    walked = path_counts(path.states, batch, hmm.table).cpu().numpy() > 0
     counts = np.where(walked, np.maximum(counts, 0.5), np.where(counts >= 0.5, counts, 0.0))
     visited = np.zeros(model.clones.num_states, dtype=bool)
-    visited[path[path != MISSING].cpu().numpy()] = True
+    visited[path.states[path.states != MISSING].cpu().numpy()] = True
     used = np.flatnonzero(visited | (counts > 0).any((0, 1)) | (counts > 0).any((0, 2)))
     return counts[:, used][:, :, used], model.clones.symbol_of_state[used]
 
@@ -146,8 +152,9 @@ def consolidate(
 
     Returns:
         A :class:`~chmm_pyro.inference.result.FitResult` whose ``settings["report"]`` says how many
-        states there were, were used and are left, which counts and how many folds merged them,
-        the description lengths in nats, and bits per step before and after.
+        states there were, were used and are left, which counts and how many folds merged them
+        (None and 0 if they did not), the description lengths of these counts in nats, and bits
+        per step before and after.  The histories are those of the refit that is returned.
 
     Raises:
         ValueError: options out of range, or data impossible under the model.
@@ -159,9 +166,10 @@ def consolidate(
     model = result.model if isinstance(result, FitResult) else result
     watch = Stopwatch()
     before = bits_per_step(model, batch)
-    counts, symbols, score = decoded_counts(model, batch, split=False)
-    divided = decoded_counts(model, batch)[:2]
-    readings = [merge_states(*divided), merge_states(*_expected_counts(model, batch))]
+    path = model.distribution(batch).posterior_mode(batch.obs)
+    counts, symbols, score = decoded_counts(model, batch, path=path, split=False)
+    divided = decoded_counts(model, batch, path=path)[:2]
+    readings = [merge_states(*divided), merge_states(*_expected_counts(model, batch, path))]
     options = {
         "dtype": next(model.parameters()).dtype,
         "action_model": model.action_model,
@@ -190,19 +198,22 @@ def consolidate(
     merged = fewer and after <= before + tolerance
     if not merged:
         fit, smaller, after, _ = refit(counts, symbols)
-    if not after <= before + tolerance:
+    refitted = after <= before + tolerance
+    if not refitted:
         smaller, after = copy.deepcopy(model), before
+    none = np.array([])  # of updates, where the model has stayed as it was
+    length = merging.description_length_before
     return FitResult(
         model=smaller,
         data=batch,
-        objective_history=fit.objective_history,
+        objective_history=fit.objective_history if refitted else none,
         log_prob_history=None,
         bits_per_step=after,
-        converged=fit.converged,
+        converged=fit.converged if refitted else False,
         interrupted=fit.interrupted,
-        num_iters=fit.num_iters,
+        num_iters=fit.num_iters if refitted else 0,
         wall_time=watch(),
-        seconds_history=fit.seconds_history,
+        seconds_history=fit.seconds_history if refitted else none,
         settings={
             "method": "consolidate",
             "tolerance": tolerance,
@@ -211,13 +222,13 @@ def consolidate(
             "action_model": model.action_model,
             "report": {
                 "merged": merged,
-                "counted": ("path", "expected")[chosen],
+                "counted": ("path", "expected")[chosen] if merged else None,
                 "num_states_before": model.clones.num_states,
                 "num_states_used": len(symbols),
                 "num_states": smaller.clones.num_states,
-                "num_folds": merging.num_folds,
-                "description_length_before": merging.description_length_before,
-                "description_length": merging.description_length,
+                "num_folds": merging.num_folds if merged else 0,
+                "description_length_before": length,
+                "description_length": merging.description_length if merged else length,
                 "bits_per_step_before": before,
                 "bits_per_step": after,
                 "path_bits_per_step_before": -score * to_bits,

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from chmm_pyro import CloneStructure, SequenceBatch
+from chmm_pyro.distribution import CloneHMM
 from chmm_pyro.environments import Room, published_room
 from chmm_pyro.inference import consolidate, fit_em, fit_map, fit_svi
 from chmm_pyro.inference.consolidate import model_of_counts
@@ -123,15 +124,21 @@ def test_consolidation_that_costs_likelihood_is_undone():
 
 
 def test_consolidation_beyond_the_tolerance_returns_the_model_given():
-    """Soft states that a single path cannot replace."""
-    obs = np.random.default_rng(1).integers(0, 2, 500)
-    batch = SequenceBatch.from_arrays(obs)
+    """A pseudocount that no smaller model can afford."""
+    batch = SequenceBatch.from_arrays([0, 1] * 100)
     model = PointCHMM(CloneStructure([2, 2]), num_actions=1, seed=3)
-    for tolerance in (0.0, 1e-6):
-        smaller = consolidate(model, batch, pseudocount=50.0, tolerance=tolerance)
-        assert (
-            smaller.bits_per_step <= smaller.settings["report"]["bits_per_step_before"] + tolerance
-        )
+    fit = fit_em(model, batch, num_iters=20, progress=False)
+    smaller = consolidate(fit, batch, pseudocount=50.0, tolerance=0.1)
+    assert smaller.bits_per_step == fit.bits_per_step
+    assert smaller.model is not fit.model
+    for one, other in zip(smaller.model.parameters(), fit.model.parameters(), strict=True):
+        assert torch.equal(one, other)
+    # Nothing of the refits that were turned down is reported.
+    report = smaller.settings["report"]
+    assert (report["merged"], report["counted"], report["num_folds"]) == (False, None, 0)
+    assert report["description_length"] == report["description_length_before"]
+    assert len(smaller.objective_history) == len(smaller.seconds_history) == 0
+    assert (smaller.num_iters, smaller.converged) == (0, False)
 
 
 def test_consolidation_of_a_soft_fit_keeps_the_data_possible():
@@ -163,6 +170,20 @@ def test_consolidation_keeps_the_kind_of_the_model(walk, options):
     assert smaller.model.initial.learned == fit.model.initial.learned
     assert smaller.model.clones.num_states < clones.num_states
     assert smaller.bits_per_step <= fit.bits_per_step + 0.01
+
+
+def test_consolidation_decodes_the_paths_once(walk, monkeypatch):
+    decoded = []
+    decode = CloneHMM.posterior_mode
+
+    def counted(hmm, *args, **kwargs):
+        decoded.append(hmm)
+        return decode(hmm, *args, **kwargs)
+
+    monkeypatch.setattr(CloneHMM, "posterior_mode", counted)
+    start = PointCHMM(CloneStructure([6] * 4), num_actions=4, seed=0)
+    consolidate(start, walk.batch())
+    assert len(decoded) == 1
 
 
 def test_consolidation_of_sequences_without_moves():
