@@ -143,7 +143,12 @@ class Vocabulary:
         return cls(dict.fromkeys(seen))
 
     def encode(
-        self, values: Iterable[Any], *, unseen: Unseen = "error", name: str = "values"
+        self,
+        values: Iterable[Any],
+        *,
+        unseen: Unseen = "error",
+        name: str = "values",
+        by_text: bool = False,
     ) -> NDArray[np.int64]:
         """The symbols of labels.
 
@@ -151,13 +156,21 @@ class Vocabulary:
             values: ``(N,)`` labels; missing cells (``None``, NaN, ``""``) become :data:`MISSING`.
             unseen: what to do with a label that is not in the vocabulary.
             name: what an error message calls ``values``.
+            by_text: compare texts where the vocabulary holds nothing else.  A table says whether
+                ``1`` is a number or text only by what else its column holds.
 
         Returns:
             ``(N,)`` symbols.
+
+        Example:
+            >>> Vocabulary(["1", "exit"]).encode([1, 1], by_text=True)
+            array([0, 0])
         """
         if unseen not in ("error", "missing"):
             raise ValueError(f"unseen = {unseen!r}, expected 'error' or 'missing'.")
         codes, labels = _factorised(name, values)
+        if by_text and all(isinstance(label, str) for label in self.labels):
+            labels = [str(label) for label in labels]
         unknown = len(self.labels)
         lookup = np.array([self._symbols.get(label, unknown) for label in labels] + [MISSING])
         symbols = lookup[codes]  # code -1 reads the last entry

@@ -211,6 +211,21 @@ def test_held_out_data_may_be_impossible(tmp_path: Path) -> None:
     assert "inf" in _done(*options, "--seed", seed)
 
 
+@pytest.mark.parametrize("method", [["em"], ["gibbs", "--draws", 3, "--warmup", 1]], ids=str)
+@pytest.mark.parametrize(
+    ("seen", "part"), [(["a", "b", None, None], "keeps out"), ([None, None, "a", "b"], "training")]
+)
+def test_a_part_without_observations_is_refused_before_the_fit(
+    tmp_path: Path, method: list[Any], seen: list[Any], part: str
+) -> None:
+    pd.DataFrame({"observation": seen}).to_csv(tmp_path / "t.csv", index=False)
+    options = ("fit", tmp_path / "t.csv", "--clones", 1, "--held-out", 0.5, "--method", *method)
+    result = _chmm(*options)
+    assert result.exit_code == 2
+    assert f"{part} 2 steps without any observation, expected at least one" in result.stderr
+    assert not (tmp_path / "t.run").exists()
+
+
 # ------------------------------------------------------------------------------- other labels
 
 
@@ -264,6 +279,13 @@ def test_labels_are_text_where_the_model_has_text(tmp_path: Path) -> None:
     pd.DataFrame({"observation": ["1", "2"] * 30}).to_csv(numbers, index=False)
     _done("fit", mixed, "--clones", 2, "--iters", 2, "--out", run)
     assert _json("eval", run, numbers)["num_steps"] == 60
+
+
+def test_single_steps_need_no_actions(folder: Path, tmp_path: Path) -> None:
+    """There is no move that an action could have driven."""
+    one = tmp_path / "one.csv"
+    pd.DataFrame({"observation": ["red"], "action": ["up"]}).to_csv(one, index=False)
+    assert _json("eval", folder / "walk.run", one)["num_steps"] == 1
 
 
 def test_positions_of_a_fit_are_not_asked_of_other_data(tmp_path: Path) -> None:

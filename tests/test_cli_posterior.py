@@ -69,7 +69,7 @@ def test_the_text_puts_invariant_rows_first(folder):
     assert text.index("log_prob") < text.index("transition[")
     for word in ("LOO", "places", "edges", "saved in"):
         assert f"\n{word}" in text
-    assert (folder / "gibbs.posterior" / "map.png").is_file()
+    assert (folder / "gibbs.run" / "posterior" / "map.png").is_file()
 
 
 @pytest.mark.parametrize(

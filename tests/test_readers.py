@@ -342,3 +342,19 @@ BAD = [
 def test_bad_input(call, kind, message, tmp_path):
     with pytest.raises(kind, match=f"(?s){message}"):
         call(tmp_path)
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_numbers_in_a_table_match_labels_that_are_texts(tmp_path, suffix):
+    """A column of numbers alone does not say that they are texts; a vocabulary of texts does."""
+    path = tmp_path / f"other{suffix}"
+    table = pd.DataFrame({"observation": [1, 2, None], "action": [7, 8, None]})
+    table.to_csv(path, index=False) if suffix == ".csv" else table.to_parquet(path)
+    batch = SequenceBatch.from_file(
+        path, vocabulary=["x", "2", "1"], action_vocabulary=["7", "8", "up"]
+    )
+    assert batch.flat_obs.tolist() == [2, 1, -1] and batch.flat_actions.tolist() == [0, 1, 0]
+    with pytest.raises(ValueError, match=r"obs holds 2 .*unknown"):  # numbers stay numbers
+        SequenceBatch.from_file(path, vocabulary=[1, "2"])
+    with pytest.raises(ValueError, match="obs holds 1 "):  # lists say what their labels are
+        SequenceBatch.from_episodes([[1]], vocabulary=["1"])

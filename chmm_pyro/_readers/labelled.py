@@ -118,10 +118,12 @@ def _encoded(
     vocabulary: Labels,
     action_vocabulary: Labels,
     unseen: Unseen,
+    *,
+    by_text: bool = False,
 ) -> FlatEpisodes:
     """``flat`` with symbols for the ``(N,)`` labels ``obs`` and ``actions``."""
     obs_labels = _vocabulary(vocabulary) or Vocabulary.from_data(obs, name="obs")
-    symbols = obs_labels.encode(obs, unseen=unseen, name="obs")
+    symbols = obs_labels.encode(obs, unseen=unseen, name="obs", by_text=by_text)
     codes = np.zeros(len(symbols), dtype=np.int64)
     driving = np.ones(len(symbols), dtype=bool)
     driving[np.cumsum(flat.lengths) - 1] = False
@@ -134,7 +136,7 @@ def _encoded(
     if actions is not None and driving.any():
         used = actions[driving]
         action_labels = action_labels or Vocabulary.from_data(used, name="actions")
-        codes[driving] = action_labels.encode(used, name="actions")
+        codes[driving] = action_labels.encode(used, name="actions", by_text=by_text)
         if codes.min() < 0:
             where = place_of(flat, int(np.argmin(codes)), "actions")
             raise ValueError(
@@ -212,4 +214,5 @@ def flatten_table(
         vocabulary,
         action_vocabulary,
         unseen,
+        by_text=True,
     )

@@ -46,14 +46,16 @@ def in_symbols_of(
             ``"missing"``), or no actions for a model with several.
     """
     model = checkpoint.model
-    if batch.num_actions == 1 and batch.action_vocabulary is None and model.num_actions > 1:
+    moves = batch.num_steps > batch.num_sequences
+    unnamed = batch.num_actions == 1 and batch.action_vocabulary is None
+    if moves and unnamed and model.num_actions > 1:
         raise ValueError(
             f"the data have no actions, expected them for a model with {model.num_actions}; name "
             "their column with --action."
         )
     symbols = checkpoint.vocabulary or Vocabulary(range(model.clones.num_symbols))
-    found = _labels(batch.flat_obs, batch.vocabulary, like=symbols)
-    obs = symbols.encode(found, unseen=unseen, name="observation")
+    found = _labels(batch.flat_obs, batch.vocabulary)
+    obs = symbols.encode(found, unseen=unseen, name="observation", by_text=True)
     actions = np.zeros(batch.num_steps, dtype=np.int64)
     known = checkpoint.action_vocabulary
     if known is not None or model.num_actions > 1 or batch.num_actions > 1:
@@ -61,8 +63,8 @@ def in_symbols_of(
         driving[batch.offsets[1:].numpy() - 1] = False
         known = known or Vocabulary(range(model.num_actions))
         taken = batch.flat_actions[torch.as_tensor(driving)]
-        labels = _labels(taken, batch.action_vocabulary, like=known)
-        actions[driving] = known.encode(labels, name="action")
+        labels = _labels(taken, batch.action_vocabulary)
+        actions[driving] = known.encode(labels, name="action", by_text=True)
     return replace(
         batch,
         flat_obs=torch.from_numpy(obs),
@@ -73,24 +75,31 @@ def in_symbols_of(
     )
 
 
-def _labels(
-    symbols: torch.Tensor, vocabulary: Vocabulary | None, *, like: Vocabulary
-) -> NDArray[np.object_]:
-    """Labels of any kind as an array of objects; None where a symbol is missing.
-
-    A table says whether ``1`` is a number or text by what else its column holds: where all known
-    labels are text, so are these.
-    """
+def _labels(symbols: torch.Tensor, vocabulary: Vocabulary | None) -> NDArray[np.object_]:
+    """Labels of any kind as an array of objects; None where a symbol is missing."""
     codes = symbols.numpy()
     known: Iterable[Hashable] = vocabulary or range(int(codes.max(initial=0)) + 1)
-    if all(isinstance(label, str) for label in like):
-        known = [str(label) for label in known]
     assert MISSING == -1  # reads the last entry
     return np.fromiter((*known, None), dtype=object)[codes]
 
 
 def hold_out(batch: SequenceBatch, amount: float, seed: int) -> tuple[SequenceBatch, SequenceBatch]:
-    """Training and held-out sequences: random episodes, or the end of a single sequence."""
+    """Training and held-out sequences: random episodes, or the end of a single sequence.
+
+    Raises:
+        ValueError: an amount out of range, or either part without any observation.
+    """
+    parts = _divided(batch, amount, seed)
+    for name, part in zip(("leaves for training", "keeps out"), parts, strict=True):
+        if part.num_observed == 0:
+            raise ValueError(
+                f"held-out = {amount:g} {name} {part.num_steps} steps without any observation, "
+                "expected at least one observed; choose another amount or seed."
+            )
+    return parts
+
+
+def _divided(batch: SequenceBatch, amount: float, seed: int) -> tuple[SequenceBatch, SequenceBatch]:
     if not batch.single:
         if amount >= 1 and amount != int(amount):
             raise ValueError(

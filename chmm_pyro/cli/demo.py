@@ -35,7 +35,7 @@ from ..sequences import SequenceBatch
 from ..vocabulary import Vocabulary
 from .figures import picture
 from .options import AsJson, Progress, Seed
-from .outcome import INTERRUPTED, show, shows_progress, table
+from .outcome import INTERRUPTED, bits_text, show, shows_progress, table
 
 __all__ = ["demo"]
 
@@ -255,7 +255,7 @@ def _table_of(rows: list[dict[str, Any]]) -> str:
             row["method"],
             str(row["num_iters"]),
             f"{row['seconds']:.1f}",
-            f"{row['bits_per_step']:.5f}",
+            bits_text(row["bits_per_step"]),
             str(row["states_used"]),
             f"{row['place_purity']:.4f}",
         ]

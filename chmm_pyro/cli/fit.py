@@ -62,7 +62,7 @@ from .options import (
     Tol,
     Warmup,
 )
-from .outcome import INTERRUPTED, check_possible, pairs, show, shows_progress
+from .outcome import INTERRUPTED, bits_text, check_possible, pairs, show, shows_progress
 
 __all__ = ["fit"]
 
@@ -364,11 +364,9 @@ def _report(run: Path, result: FitResult, held: SequenceBatch | None, as_json: b
     else:
         asked = result.settings["num_iters"]
         lines["updates"] = f"{result.num_iters:,} of {asked:,} in {result.wall_time:.1f} s"
-    lines |= {
-        "bits/step": f"{result.bits_per_step:.5f}",
-    }
+    lines["bits/step"] = bits_text(result.bits_per_step)
     if held_bits is not None:
-        lines["held out"] = f"{held_bits:.5f} bits/step"
+        lines["held out"] = f"{bits_text(held_bits)} bits/step"
     lines["states used"] = f"{used} of {hmm.clones.num_states}"
     lines["saved in"] = f"{run}{' (interrupted)' if result.interrupted else ''}"
     text = pairs(lines)

@@ -503,7 +503,7 @@ PosteriorOut = Annotated[
         metavar="FOLDER",
         panel=_OUTPUT,
         help="Where the tables and pictures go.",
-        show_default="RUN with the ending .posterior",
+        show_default="posterior in RUN",
     ),
 ]
 Out = Annotated[

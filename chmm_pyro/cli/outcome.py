@@ -20,6 +20,7 @@ __all__ = [
     "UNREACHABLE",
     "WRONG",
     "ImpossibleDataError",
+    "bits_text",
     "check_possible",
     "pairs",
     "show",
@@ -77,6 +78,16 @@ def pairs(entries: Mapping[str, str]) -> str:
     """
     width = max(map(len, entries))
     return "\n".join(f"{name:<{width}}  {value}" for name, value in entries.items())
+
+
+def bits_text(bits: float) -> str:
+    """Bits per step with five digits; what rounds to zero has no sign.
+
+    Example:
+        >>> bits_text(0.030471), bits_text(-1e-9), bits_text(math.inf)
+        ('0.03047', '0.00000', 'inf')
+    """
+    return f"{round(bits, 5) + 0.0:.5f}"
 
 
 def table(header: list[str], rows: list[list[str]]) -> str:

@@ -64,7 +64,7 @@ def posterior(
     What does not depend on how clones are numbered comes first; the rest is about clones that got
     one numbering in all draws. LOO is in bits per step, each step predicted from those before it.
     """
-    folder = run.with_suffix(".posterior") if out is None else out
+    folder = run / "posterior" if out is None else out
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"--out {folder} is a file, expected a folder; choose another name.")
     model, values = load_draws(run)

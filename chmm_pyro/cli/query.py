@@ -35,7 +35,7 @@ from .options import (
     Unseen,
     Unseens,
 )
-from .outcome import pairs, show
+from .outcome import bits_text, pairs, show
 from .runs import open_run
 
 __all__ = ["decode", "evaluate", "sample"]
@@ -83,7 +83,7 @@ def evaluate(
     }
     lines = {
         "data": f"{batch.num_steps:,} steps, {batch.num_observed:,} observed",
-        "bits/step": f"{bits:.5f}",
+        "bits/step": bits_text(bits),
         "log-likelihood": f"{record['log_prob']:.3f} nats",
         "states used": f"{record['states_used']} of {hmm.clones.num_states}",
     }

@@ -93,7 +93,8 @@ def record(
             label = label_of(discretise(observation), floats=True)
         episodes[-1]["obs"].append(known.setdefault(label, label))  # equal labels share memory
         if locate is not None:
-            episodes[-1]["positions"].append(locate(env))
+            # A copy: environments may move the same array on.
+            episodes[-1]["positions"].append(np.array(locate(env)))
 
     def begin() -> Any:
         of_reset = seed if reset_seed is None and not episodes else reset_seed

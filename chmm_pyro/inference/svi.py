@@ -30,6 +30,7 @@ from .scope import Stopwatch, pyro_scope, until_interrupted
 __all__ = ["decay_factor", "fit_svi", "learning_rate_grid"]
 
 _SCHEDULES = ("cosine", "exponential", "constant")
+_HARMLESS = 1e-12  # a learning rate at which nothing diverges
 
 
 def fit_svi(
@@ -251,7 +252,8 @@ def learning_rate_grid(
     Args:
         model: start of every fit; unchanged.
         batch: the sequences.
-        learning_rates: to compare; a rate that diverges is left out of the result.
+        learning_rates: to compare; a rate that diverges is left out of the result.  Ctrl-C ends the
+            comparison with the rates done so far.
         num_iters: updates of each fit.
         progress: show a bar over the rates.
         options: passed on to :func:`fit_svi`.
@@ -260,8 +262,16 @@ def learning_rate_grid(
         Results by learning rate, the best (least bits per step) first.
 
     Raises:
-        ValueError: no rate gave a fit; says why the last did not.
+        ValueError: options that no rate is to blame for, or no rate gave a fit; says why the last
+            did not.
     """
+    if not learning_rates:
+        raise ValueError("learning_rates is empty, expected at least one; 0.01 to 0.3 is usual.")
+    for rate in learning_rates:
+        _check_rate(rate)
+    # What fails at this rate is no divergence.
+    probe = {**options, "learning_rate": _HARMLESS, "num_iters": min(num_iters, 1)}
+    fit_svi(model, batch, progress=False, **probe)
     results: dict[float, FitResult] = {}
     error: ValueError | None = None
     for rate in tqdm(learning_rates, desc="learning rates", disable=not progress):
@@ -271,6 +281,9 @@ def learning_rate_grid(
             )
         except ValueError as diverged:  # noqa: PERF203 -- a fit takes seconds
             error = diverged
+        else:
+            if results[rate].interrupted:
+                break
     if not results:
         raise ValueError(
             f"no learning rate of {tuple(learning_rates)} gave a fit, expected one; the last "
@@ -298,8 +311,7 @@ def _check(
         raise ValueError(
             f"weights has {len(weights)} entries, expected {len(batches)}, one a batch."
         )
-    if not learning_rate > 0:
-        raise ValueError(f"learning_rate = {learning_rate}, expected a positive number near 0.2.")
+    _check_rate(learning_rate)
     if schedule not in _SCHEDULES:
         raise ValueError(f"schedule = {schedule!r}, expected one of {_SCHEDULES}.")
     for name, value, least in (
@@ -311,6 +323,11 @@ def _check(
             raise ValueError(f"{name} = {value}, expected at least {least}, or None.")
     if burn_in < 0:
         raise ValueError(f"burn_in = {burn_in}, expected at least 0; 32 suits most worlds.")
+
+
+def _check_rate(learning_rate: float) -> None:
+    if not learning_rate > 0:
+        raise ValueError(f"learning_rate = {learning_rate}, expected a positive number near 0.2.")
 
 
 def decay_factor(schedule: str, num_iters: int, final_factor: float) -> Callable[[int], float]:

@@ -219,6 +219,27 @@ def test_action_spaces(kind):
             assert there == (here + move(action)) % 6
 
 
+@pytest.mark.parametrize("position", ["spot", lambda env: env.spot])
+def test_positions_are_kept_though_the_environment_moves_the_same_array(position):
+    class Moving(Ring):
+        spot = np.zeros(1)
+
+        def step(self, action):
+            result = super().step(action)
+            self.spot[0] = self.place
+            return result
+
+        def reset(self, **options):
+            result = super().reset(**options)
+            self.spot[0] = self.place
+            return result
+
+    env = Moving(spaces.Discrete(6), np.int64)
+    batch = record(env, None, 50, 0, position=position, progress=False)
+    places = batch.vocabulary.decode(batch.flat_obs)
+    assert batch.flat_positions[:, 0].tolist() == places
+
+
 def test_episodes_end_where_the_environment_ends_them():
     env = ring()
     batch = record(env, [1] * 99, 100, 7, position=lambda env: env.steps, progress=False)

@@ -386,10 +386,21 @@ class TestGrid:
         assert list(results) == [0.1]
         with pytest.raises(ValueError, match="no learning rate of"):
             learning_rate_grid(model, batch, learning_rates=(math.inf,), **options)
-        with pytest.raises(
-            ValueError, match="schedule = 'linear'"
-        ):  # its own fault, not the rate's
-            learning_rate_grid(model, batch, **(options | {"schedule": "linear"}))
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"schedule": "linear"}, "schedule = 'linear', expected one of"),
+            ({"batch_size": 0}, "batch_size = 0, expected at least 1"),
+            ({"num_iters": 0}, "num_iters = 0, expected at least 1"),
+            ({"learning_rates": (0.1, -0.1)}, "learning_rate = -0.1, expected a positive"),
+            ({"learning_rates": ()}, "learning_rates is empty, expected at least one"),
+        ],
+        ids=str,
+    )
+    def test_bad_options_are_no_divergence(self, options, message):
+        with pytest.raises(ValueError, match=f"^{message}"):
+            learning_rate_grid(PointCHMM(CLONES, 2), ragged_batch([30]), progress=False, **options)
 
 
 @every_model
