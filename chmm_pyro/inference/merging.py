@@ -18,11 +18,13 @@ successors under a shared action (as in evidence-driven state merging, Lang et a
 *fold* is accepted or not.  Both readings of a row with several successors of one symbol are tried:
 duplicates of one place, or places that a stochastic move reaches.  Folds are accepted greedily in
 two orders, by what they save and by what they save for each state merged (a large wrong fold may
-save more than a small right one); the shorter description wins.
+save more than a small right one); the shorter description wins.  A fold is worked out again only
+after another one has changed a row that it reads.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable
 from dataclasses import dataclass
 from math import lgamma
@@ -33,6 +35,7 @@ from numpy.typing import NDArray
 __all__ = ["Merging", "description_length", "merge_states"]
 
 Row = dict[int, float]
+Question = tuple[int, int, bool]
 
 # Duplicates within rows are judged in groups of so many; the first group with a fold decides.
 _PAIRS_AT_ONCE = 64
@@ -93,9 +96,33 @@ class _Graph:
             self.leading[int(new)].add((int(old), int(action)))
         self.num_actions = len(counts)
         self.length = {key: _row_length(row.values(), self.prior) for key, row in self.rows.items()}
+        self.parent: dict[int, int] = {}
+        self.num_folds = 0
+        self._known: dict[Question, _Fold | None] = {}
+        self._asked_about: dict[int, set[Question]] = {}
+
+    def copy(self) -> _Graph:
+        other = copy.copy(self)
+        for name in ("rows", "length", "parent", "_known"):
+            setattr(other, name, dict(getattr(self, name)))
+        for name in ("leading", "_asked_about"):
+            setattr(other, name, {key: set(some) for key, some in getattr(self, name).items()})
+        return other
 
     def fold(self, one: int, other: int, duplicates: bool) -> _Fold | None:
-        """What merging two classes entails, or None if it contradicts their symbols."""
+        """What merging two classes entails, or None if it contradicts their symbols.
+
+        Most folds stay the same when another one is accepted, so they are remembered.
+        """
+        question = one, other, duplicates
+        if question not in self._known:
+            self._known[question], read = self._fold(*question)
+            for c in read:
+                self._asked_about.setdefault(c, set()).add(question)
+        return self._known[question]
+
+    def _fold(self, one: int, other: int, duplicates: bool) -> tuple[_Fold | None, set[int]]:
+        """The fold, and the classes whose rows it depends on."""
         parent: dict[int, int] = {}
 
         def find(c: int) -> int:
@@ -104,26 +131,29 @@ class _Graph:
             return c
 
         members: dict[int, list[int]] = {}
+        read: set[int] = set()
         todo = [(one, other)]
         while todo:
             first, second = (find(c) for c in todo.pop())
             if first == second:
                 continue
             if self.symbols[first] != self.symbols[second]:
-                return None
+                return None, read
             if first > second:
                 first, second = second, first
             parts = members.pop(first, [first]), members.pop(second, [second])
             parent[second] = first
             members[first] = parts[0] + parts[1]
+            read.update(members[first])
             for action in range(self.num_actions):
                 sides = [self._successors(part, action, find) for part in parts]
                 if not (sides[0] and sides[1]):
                     continue
                 if not sides[0].keys() & sides[1].keys():
-                    return None  # the same move shows symbols that never agree
+                    return None, read  # the same move shows symbols that never agree
                 todo += _entailed(sides[0], sides[1], duplicates)
-        return self._assess(parent, members, find)
+        fold = self._assess(parent, members, find)
+        return fold, read | {old for old, _ in fold.keys}
 
     def _successors(self, part: list[int], action: int, find) -> dict[int, set[int]]:
         """Classes that a set of classes moves to, by symbol."""
@@ -151,6 +181,9 @@ class _Graph:
         return _Fold(saved - sum(lengths.values()), parent, keys, rows, lengths)
 
     def accept(self, fold: _Fold) -> None:
+        for c in {*fold.parent, *fold.parent.values(), *(old for old, _ in fold.keys)}:
+            for question in self._asked_about.pop(c, ()):
+                self._known.pop(question, None)
         for key in fold.keys:
             for new in self.rows[key]:
                 self.leading[new].discard(key)
@@ -160,6 +193,26 @@ class _Graph:
             self.length[key] = fold.lengths[key]
             for new in row:
                 self.leading[new].add(key)
+        self.parent.update(fold.parent)
+        self.num_folds += 1
+
+    def merging(self, before: float) -> Merging:
+        """What has become of the states, that took ``before`` nats."""
+        roots = np.arange(len(self.symbols))
+        for state in range(len(roots)):
+            root = state
+            while root in self.parent:
+                root = self.parent[root]
+            roots[state] = root
+        kept, labels = np.unique(roots, return_inverse=True)
+        number = {int(root): c for c, root in enumerate(kept)}
+        merged = np.zeros((self.num_actions, len(kept), len(kept)))
+        for (old, action), row in self.rows.items():
+            for new, count in row.items():
+                merged[action, number[old], number[new]] = count
+        after = sum(self.length.values())
+        symbols = np.array(self.symbols)[kept]
+        return Merging(labels, merged, symbols, after, before, self.num_folds)
 
     def pairs_in_rows(self) -> list[tuple[int, int]]:
         """Pairs of one symbol that one move leads to, the most often seen first."""
@@ -230,55 +283,53 @@ def merge_states(
         array([0, 1, 1])
     """
     counts, symbols = np.asarray(counts, np.float64), np.asarray(symbols)
-    orders = (_merge(counts, symbols, min_gain, per_state) for per_state in (True, False))
-    return min(orders, key=lambda merging: merging.description_length)
-
-
-def _merge(
-    counts: NDArray[np.float64], symbols: NDArray[np.int64], min_gain: float, per_state: bool
-) -> Merging:
     graph = _Graph(counts, symbols)
     before = sum(graph.length.values())
-    parent: dict[int, int] = {}
-    num_folds = 0
-    while True:
-        # Duplicates within a row are the strongest evidence; all other pairs wait for them, and
-        # are all judged against each other.
-        likely = graph.pairs_in_rows()
-        groups = [likely[i : i + _PAIRS_AT_ONCE] for i in range(0, len(likely), _PAIRS_AT_ONCE)]
-        groups.append(graph.pairs_with_shared_moves())
-        folds = (_best(graph, group, min_gain, per_state) for group in groups)
-        best = next((fold for fold in folds if fold is not None), None)
-        if best is None:
-            break
-        graph.accept(best)
-        parent.update(best.parent)
-        num_folds += 1
-    roots = np.arange(len(symbols))
-    for state in range(len(symbols)):
-        root = state
-        while root in parent:
-            root = parent[root]
-        roots[state] = root
-    kept, labels = np.unique(roots, return_inverse=True)
-    number = {int(root): c for c, root in enumerate(kept)}
-    merged = np.zeros((graph.num_actions, len(kept), len(kept)))
-    for (old, action), row in graph.rows.items():
-        for new, count in row.items():
-            merged[action, number[old], number[new]] = count
-    after = sum(graph.length.values())
-    return Merging(labels, merged, symbols[kept], after, before, num_folds)
+    ends: list[_Graph] = []
+    runs = [(graph, [_saved_per_state, _saved])]
+    while runs:
+        graph, orders = runs.pop()
+        folds = _worthwhile(graph, min_gain)
+        if not folds:
+            ends.append(graph)
+            continue
+        # The orders share their work until they choose different folds.
+        first, *others = (max(folds, key=order) for order in orders)
+        if any(other is not first for other in others):
+            runs.append((graph.copy(), orders[1:]))
+            orders = orders[:1]
+            runs[-1][0].accept(others[0])
+        graph.accept(first)
+        runs.append((graph, orders))
+    return min(
+        (graph.merging(before) for graph in ends), key=lambda merging: merging.description_length
+    )
 
 
-def _best(
-    graph: _Graph, pairs: list[tuple[int, int]], min_gain: float, per_state: bool
-) -> _Fold | None:
-    folds = [
-        fold
-        for one, other in pairs
-        for duplicates in (True, False)
-        if (fold := graph.fold(one, other, duplicates)) is not None and fold.gain > min_gain
-    ]
-    if not folds:
-        return None
-    return max(folds, key=lambda fold: fold.gain / (len(fold.parent) if per_state else 1))
+def _worthwhile(graph: _Graph, min_gain: float) -> list[_Fold]:
+    """Folds that save something, of the strongest evidence there is.
+
+    Duplicates within a row are the strongest; all other pairs wait for them, and are all judged
+    against each other.
+    """
+    likely = graph.pairs_in_rows()
+    groups = [likely[i : i + _PAIRS_AT_ONCE] for i in range(0, len(likely), _PAIRS_AT_ONCE)]
+    groups.append(graph.pairs_with_shared_moves())
+    for pairs in groups:
+        folds = [
+            fold
+            for one, other in pairs
+            for duplicates in (True, False)
+            if (fold := graph.fold(one, other, duplicates)) is not None and fold.gain > min_gain
+        ]
+        if folds:
+            return folds
+    return []
+
+
+def _saved(fold: _Fold) -> float:
+    return fold.gain
+
+
+def _saved_per_state(fold: _Fold) -> float:
+    return fold.gain / len(fold.parent)

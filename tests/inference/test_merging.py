@@ -11,7 +11,7 @@ import torch
 from conftest import TOL
 
 from chmm_pyro.environments import Room, published_room
-from chmm_pyro.inference.merging import description_length, merge_states
+from chmm_pyro.inference.merging import _Graph, description_length, merge_states
 
 
 def counts_of(states, actions, num_states, num_actions=4):
@@ -112,3 +112,21 @@ def test_slips_do_not_merge_different_places():
     merging = merge_states(counts, symbols)
     assert len(set(zip(merging.labels, np.arange(32) // 2, strict=True))) == room.num_places
     assert len(merging.symbols) == room.num_places
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_remembered_folds_are_what_they_would_be_anew(seed, monkeypatch):
+    """Mixed states and slips: many folds of which each changes others."""
+    room = published_room("aliased_4x4")
+    walk = room.random_walk(5_000, seed=seed, slip=0.1)
+    rng = np.random.default_rng(seed)
+    places = np.asarray(walk.places)
+    places = np.where(places == 5, 10, places) * 3 + rng.integers(3, size=len(places))
+    counts = counts_of(places, walk.actions, 48)
+    symbols = np.repeat(np.asarray(room.symbols), 3)
+    found = merge_states(counts, symbols)
+    monkeypatch.setattr(_Graph, "fold", lambda graph, *question: graph._fold(*question)[0])
+    anew = merge_states(counts, symbols)
+    assert found.num_folds > 10
+    np.testing.assert_array_equal(found.labels, anew.labels)
+    np.testing.assert_array_equal(found.counts, anew.counts)
