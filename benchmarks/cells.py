@@ -102,6 +102,10 @@ def head_direction_cells(seed: int) -> tuple[list[Row], Draw]:
                 annotation_clip=False,
             )
             ax.set(xticks=[], yticks=[])
+            ax.set_xticks(np.arange(0.5, 6), minor=True)
+            ax.set_yticks(np.arange(0.5, 6), minor=True)
+            ax.grid(which="minor", color="#dddddd", linewidth=0.8)
+            ax.tick_params(which="minor", length=0)
             ax.set_title(f"state {state}", fontsize=8)
         figure.suptitle(
             f"places with headings: 7x7 room, six of the {len(common)} clones of one view",
@@ -161,7 +165,10 @@ def draw_track(
     """Cells in the order in which they fire."""
     flat = fields.reshape(len(fields), -1)
     order = flat.argmax(1).argsort(kind="stable")
-    ax.imshow(flat[order], cmap="Greys", vmin=0, vmax=1, aspect="auto", interpolation="nearest")
+    image = ax.imshow(
+        flat[order], cmap="Greys", vmin=0, vmax=1, aspect="auto", interpolation="nearest"
+    )
+    ax.figure.colorbar(image, ax=ax, label="mean activity", shrink=0.6)
     contexts, places = fields.shape[1:]
     for number in range(1, contexts):
         ax.axvline(number * places - 0.5, color="#d55e00", linewidth=1)
@@ -169,7 +176,7 @@ def draw_track(
     ax.set_xticklabels(context_names, fontsize=8)
     ax.tick_params(axis="x", length=0)
     ax.yaxis.set_major_locator(MaxNLocator(integer=True))
-    ax.set_ylabel("cell")
+    ax.set(ylabel="cell", xlabel="places in the order of the track")
     ax.set_title(title, fontsize=10)
 
 
@@ -226,16 +233,17 @@ def remapping(seed: int) -> tuple[list[Row], Draw]:
 
     def draw(figure: Figure) -> None:
         ax = figure.subplots()
-        for one, color in zip(probability, symbol_colors(5), strict=True):
-            ax.plot(lengths, one.mean(0), color=color, linewidth=1.5)
-        ax.plot(lengths, probability.mean((0, 1)), color="#333333", linewidth=3, label="mean")
+        ax.plot(lengths, probability.mean((0, 1)), color="#333333", linewidth=3, label="all rooms")
+        for number, color in enumerate(symbol_colors(5)):
+            mean = probability[number].mean(0)
+            ax.plot(lengths, mean, color=color, linewidth=1.2, label=f"in room {number + 1}")
         ax.axhline(0.2, color="#888888", linewidth=1, linestyle=":")
         ax.text(20, 0.215, "chance", ha="right", fontsize=8, color="#555555")
         ax.set(xlabel="observations", ylabel="probability of the right room", ylim=(0, 1.03))
         ax.set_xticks([1, 5, 10, 15, 20])
         ax.spines[["top", "right"]].set_visible(False)
-        ax.legend(frameon=False, loc="lower right", bbox_to_anchor=(1, 0.3))
-        ax.set_title("remapping: a walk in one of five learned rooms", fontsize=10)
+        ax.legend(frameon=False, loc="lower right", bbox_to_anchor=(1, 0.25), fontsize=8)
+        ax.set_title("remapping: walks in five learned rooms, means of 20", fontsize=10)
 
     return rows, draw
 

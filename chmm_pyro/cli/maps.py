@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import networkx as nx
 import numpy as np
@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from ..atomic import write_atomically
 from ..checkpoint import Checkpoint
-from ..maps.cognitive_map import CognitiveMap
+from ..maps.cognitive_map import CognitiveMap, UncertainMapError
 from ..planning.plans import Plan, UnreachableError, plan
 from ..plotting.colors import name_of
 from ..plotting.graphs import plot_map, plot_plan
@@ -41,9 +41,10 @@ from .options import (
 from .outcome import pairs, show, table
 from .runs import OpenRun, open_run
 
-__all__ = ["make_plan", "map_lines", "map_of", "show_map"]
+__all__ = ["RunMap", "make_plan", "map_lines", "map_of", "show_map"]
 
 _TABLES = (".csv", ".graphml")
+_DIGITS = 3  # of expected counts, which end in rounding errors
 
 
 def show_map(
@@ -62,19 +63,22 @@ def show_map(
 
     [bold]chmm map walk.run --out map.png --out moves.csv[/bold]
 
-    Places are the states in use; moves that noise explains are left out.
+    Places are the states in use, moves those that the model expects in DATA; moves that noise
+    explains are left out.
     """
     for path in out or ():
         _check_ending(path, PICTURES + _TABLES)
     opened = open_run(
         run, data, observation=observation, action=action, episode=episode, position=position
     )
-    cognitive_map = map_of(opened)
+    found = map_of(opened)
+    cognitive_map = found.graph
     for path in out or ():
         write_atomically(path, _content(path.suffix, cognitive_map, opened, layout, labels))
     record = {
         "run": str(run),
         "data": str(opened.data),
+        "counts": found.counts,
         "num_places": cognitive_map.num_nodes,
         "num_states": opened.hmm.clones.num_states,
         "num_moves": len(cognitive_map.edges),
@@ -86,7 +90,7 @@ def show_map(
     }
     lines = {
         "data": f"{opened.batch.num_steps:,} steps, {opened.data}",
-        **map_lines(cognitive_map, opened),
+        **map_lines(found, opened),
     }
     for path in out or ():
         lines[f"saved {path.suffix}"] = str(path)
@@ -125,7 +129,8 @@ def make_plan(
     opened = open_run(
         run, data, observation=observation, action=action, episode=episode, position=position
     )
-    cognitive_map = map_of(opened)
+    run_map = map_of(opened)
+    cognitive_map = run_map.graph
     names = opened.checkpoint.vocabulary
     starts = _states("--from", start, cognitive_map, names)
     goals = _states("--to", goal, cognitive_map, names)
@@ -150,6 +155,7 @@ def make_plan(
         "plan": f"{found.num_steps} step{'s' * (found.num_steps != 1)} from {start} to {goal}",
         "probability": f"{record['probability']:.4g}",
         "nodes expanded": f"{found.num_expanded} of {cognitive_map.num_nodes}",
+        **run_map.caution,
     }
     if out is not None:
         lines["saved in"] = str(out)
@@ -157,17 +163,44 @@ def make_plan(
     show({"run": str(run), "data": str(opened.data), **record}, text, as_json=as_json)
 
 
-def map_of(opened: OpenRun) -> CognitiveMap:
-    """The map on the most probable path, as ``chmm decode`` writes it.
+class RunMap(NamedTuple):
+    """The map of a run.
 
-    Unlike expected counts it exists for models that are unsure of most moves, such as a fit that
-    was stopped early.
+    Attributes:
+        graph: the map.
+        counts: what its moves were counted on, ``"expected"`` or ``"path"``.
     """
-    return CognitiveMap.from_model(opened.checkpoint.model, opened.batch, counts="path")
+
+    graph: CognitiveMap
+    counts: str
+
+    @property
+    def caution(self) -> dict[str, str]:
+        """What people should know before they rely on it."""
+        if self.counts == "expected":
+            return {}
+        return {
+            "caution": "the model is unsure of most moves: this is its best guess, on the most "
+            "probable path; fit longer for a map to rely on"
+        }
 
 
-def map_lines(cognitive_map: CognitiveMap, opened: OpenRun) -> dict[str, str]:
+def map_of(opened: OpenRun) -> RunMap:
+    """The map on the expected counts or, where these hold none, on the most probable path.
+
+    The path exists for models that are unsure of most moves too, such as a fit that was stopped
+    early.
+    """
+    model, batch = opened.checkpoint.model, opened.batch
+    try:
+        return RunMap(CognitiveMap.from_model(model, batch), "expected")
+    except UncertainMapError:
+        return RunMap(CognitiveMap.from_model(model, batch, counts="path"), "path")
+
+
+def map_lines(found: RunMap, opened: OpenRun) -> dict[str, str]:
     """What a map is like, for people."""
+    cognitive_map = found.graph
     tried = int(cognitive_map.tried.sum())
     outcomes = np.bincount(
         cognitive_map.edges[:, 0] * cognitive_map.num_actions + cognitive_map.edges[:, 1]
@@ -184,7 +217,7 @@ def map_lines(cognitive_map: CognitiveMap, opened: OpenRun) -> dict[str, str]:
     }
     if parts > 1:
         lines["parts"] = f"{parts}, with no way between them"
-    return lines
+    return lines | found.caution
 
 
 def _check_ending(path: Path, known: tuple[str, ...]) -> None:
@@ -232,7 +265,7 @@ def _places(cognitive_map: CognitiveMap, checkpoint: Checkpoint) -> list[dict[st
         for state, symbol, usage in zip(
             cognitive_map.states.tolist(),
             cognitive_map.symbols.tolist(),
-            cognitive_map.usage.tolist(),
+            cognitive_map.usage.round(_DIGITS).tolist(),
             strict=True,
         )
     ]
@@ -253,7 +286,7 @@ def _moves(cognitive_map: CognitiveMap, checkpoint: Checkpoint) -> pd.DataFrame:
             "to": cognitive_map.states[new],
             "to_symbol": [symbols[node] for node in new],
             "probability": cognitive_map.probabilities,
-            "count": cognitive_map.counts,
+            "count": cognitive_map.counts.round(_DIGITS),
         }
     )
 

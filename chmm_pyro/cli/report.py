@@ -25,7 +25,7 @@ from ..plotting.graphs import plot_map
 from ..plotting.training import plot_objective, plot_training
 from ..plotting.usage import plot_clone_usage
 from .figures import picture
-from .maps import map_lines, map_of
+from .maps import RunMap, map_lines, map_of
 from .options import Action, AsJson, Episode, Observation, Position, ReportOut, Run, RunData
 from .outcome import pairs, show
 from .page import PageFigure, PageTable, page
@@ -60,14 +60,15 @@ def report(
         run, data, observation=observation, action=action, episode=episode, position=position
     )
     path = run / "report.html" if out is None else out
-    cognitive_map = map_of(opened)
+    found = map_of(opened)
+    cognitive_map = found.graph
     scores = _scores(opened)
     html = page(
         f"{run.resolve().name}: a map of {cognitive_map.num_nodes} places",
         f"{opened.batch.num_steps:,} steps of {opened.data}; chmm-pyro {package_version()}",
         facts=_facts(cognitive_map, scores),
         figures=list(_figures(opened, cognitive_map)),
-        tables=_tables(opened, cognitive_map, scores),
+        tables=_tables(opened, found, scores),
         commands=_commands(str(run), opened, cognitive_map),
     )
     write_atomically(path, html.encode())
@@ -75,6 +76,7 @@ def report(
         "run": str(run),
         "data": str(opened.data),
         "out": str(path),
+        "counts": found.counts,
         "num_places": cognitive_map.num_nodes,
         **scores,
     }
@@ -194,12 +196,12 @@ def _figure(
 
 
 def _tables(
-    opened: OpenRun, cognitive_map: CognitiveMap, scores: dict[str, float | int | None]
+    opened: OpenRun, found: RunMap, scores: dict[str, float | int | None]
 ) -> list[PageTable]:
     checkpoint, batch = opened.checkpoint, opened.batch
     clones = opened.hmm.clones
     seen = np.bincount(batch.flat_obs[batch.flat_obs >= 0].numpy(), minlength=clones.num_symbols)
-    places = np.bincount(cognitive_map.symbols, minlength=clones.num_symbols)
+    places = np.bincount(found.graph.symbols, minlength=clones.num_symbols)
     symbols = [
         [
             name_of(symbol, checkpoint.vocabulary),
@@ -215,7 +217,7 @@ def _tables(
     numbers = [row for row in numbers if row[1]]
     tables = [
         PageTable("Scores", ["score", "value"], numbers, numbers=True),
-        PageTable("What the map is like", ["", ""], _rows(map_lines(cognitive_map, opened))),
+        PageTable("What the map is like", ["", ""], _rows(map_lines(found, opened))),
         PageTable("Symbols", ["symbol", "of steps", "places", "clones"], symbols, numbers=True),
     ]
     if attempts:

@@ -1,7 +1,7 @@
 """What a model has learned, as a graph: read, compare, score and edit it."""
 
 from .cells import context_selectivity, noisy_evidence, noisy_filter, recognise
-from .cognitive_map import CognitiveMap, Localisation
+from .cognitive_map import CognitiveMap, Localisation, UncertainMapError
 from .comparison import MapDifference, compare_maps, isomorphism
 from .edges import EdgeTest, significant_edges
 from .edits import block, open_edges, recurrent, without
@@ -15,6 +15,7 @@ __all__ = [
     "Localisation",
     "MapDifference",
     "MapScores",
+    "UncertainMapError",
     "block",
     "compare_maps",
     "context_selectivity",

@@ -20,12 +20,16 @@ from ..sequences import SequenceBatch
 from .edges import significant_edges
 from .transition_entries import Entries, expected_entries, mean_positions, path_entries
 
-__all__ = ["CognitiveMap", "Localisation"]
+__all__ = ["CognitiveMap", "Localisation", "UncertainMapError"]
 
 IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float64]
 
 _MOST_NOISE = 0.5  # measured: random models 0.65 to 1, models after ten updates of EM below 0.3
+
+
+class UncertainMapError(ValueError):
+    """The counts hold no map: most of them, or all, are as noise would have them."""
 
 
 class _Model(Protocol):
@@ -136,9 +140,10 @@ class CognitiveMap:
             alpha: probability that the map has any edge that is noise.
 
         Raises:
-            ValueError: data that are impossible under the model or of another vocabulary, a model
-                with NaN parameters, no edge at all, or expected counts of which most are noise,
-                as those of a model that was never fitted.
+            UncertainMapError: a ``ValueError``; no edge at all, or expected counts of which most
+                are noise, as those of a model that was never fitted.
+            ValueError: data that are impossible under the model or of another vocabulary, or a
+                model with NaN parameters.
         """
         if counts not in ("expected", "path"):
             raise ValueError(f"counts = {counts!r}, expected 'expected' or 'path'.")
@@ -162,7 +167,7 @@ class CognitiveMap:
             alpha=alpha,
         )
         if counts == "expected" and found.noise > _MOST_NOISE:
-            raise ValueError(
+            raise UncertainMapError(
                 f"{found.noise:.0%} of the steps lie on no edge that differs from noise, expected "
                 "a model whose posterior knows most moves; fit it first (or longer), or look at "
                 "its best guess with counts='path'."
@@ -199,7 +204,7 @@ class CognitiveMap:
         )
         transitions, counts = entries.transitions[kept.kept], entries.counts[kept.kept]
         if not len(transitions):
-            raise ValueError(
+            raise UncertainMapError(
                 f"none of {len(entries.counts)} transitions in the counts differs from noise "
                 f"(alpha = {alpha}), expected at least one edge; fit the model first, or on more "
                 "data."

@@ -15,7 +15,7 @@ from chmm_pyro.beliefs import Posterior
 from chmm_pyro.clones import CloneStructure
 from chmm_pyro.environments import Room
 from chmm_pyro.inference.consolidate import consolidate
-from chmm_pyro.maps import CognitiveMap
+from chmm_pyro.maps import CognitiveMap, UncertainMapError
 from chmm_pyro.maps.cells import recognise
 from chmm_pyro.maps.edits import block, open_edges, without
 from chmm_pyro.maps.usage import state_usage
@@ -69,11 +69,23 @@ NOWHERE = ("cannot be reached", "expected a path", "learn from more data")
 ROWS = {
     "a model never fitted": (
         lambda: CognitiveMap.from_model(never_fitted(), BATCH),
-        (ValueError, r"\d+% of the steps lie on no edge", "expected", "fit it first", "path"),
+        (
+            UncertainMapError,
+            r"\d+% of the steps lie on no edge",
+            "expected",
+            "fit it first",
+            "path",
+        ),
     ),
     "a large model never fitted": (
         lambda: CognitiveMap.from_model(PointCHMM(CloneStructure([40] * 3), 4, seed=0), BATCH),
-        (ValueError, r"none of \d+ transitions", "noise", "expected at least one", "fit the model"),
+        (
+            UncertainMapError,
+            r"none of \d+ transitions",
+            "noise",
+            "expected at least one",
+            "fit the model",
+        ),
     ),
     "a model for a result": (
         lambda: CognitiveMap.from_result(never_fitted()),
@@ -81,7 +93,13 @@ ROWS = {
     ),
     "a single step": (
         lambda: CognitiveMap.from_model(never_fitted(), walk([0], [])),
-        (ValueError, "none of 0 transitions", "noise", "expected at least one edge", "more data"),
+        (
+            UncertainMapError,
+            "none of 0 transitions",
+            "noise",
+            "expected at least one edge",
+            "more data",
+        ),
     ),
     "symbols of another vocabulary": (
         lambda: CognitiveMap.from_model(never_fitted(), walk([0, 1, 3], [0, 0])),
