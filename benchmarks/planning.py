@@ -10,10 +10,13 @@ Every map is learned by ``fit_map`` from a walk alone. Then
 - detours: with walls put into map and room (nothing is learned again) the same for the pairs that
   are still joined, and an error for those that are not; shortcuts when walls are taken out;
 - from a belief: dropped somewhere, the walker looks, acts and reaches a goal;
-- slippery floors: the policy of value iteration needs as many steps as it says;
+- slippery floors: the policy of value iteration needs as many steps as it says, and the policy of a
+  *learned* slippery floor (the map's moves, trained on by EM with a walk after the floor got
+  slippery) as few as the best;
 - in the stitched rooms, walked in separate episodes: routes from one room to the other.
 
-Two-level planning is compared with flat planning on grids of rooms: lengths, nodes expanded, time.
+Two-level planning is compared with flat planning on grids of rooms, true maps and maps learned from
+a walk: lengths, nodes expanded, time.
 Results: ``planning_worlds.csv``, ``planning_levels.csv`` and ``planning.txt`` in ``results/``.
 """
 
@@ -30,16 +33,18 @@ from typing import Any
 import networkx as nx
 import numpy as np
 import pandas as pd
+import torch
 from machine import describe
 from map_recovery import STEPS, stitched_rooms, walks_in
 from tqdm import tqdm
 
 from chmm_pyro.environments import Room, published_room
 from chmm_pyro.environments.tracks import grid_of_rooms
-from chmm_pyro.inference import fit_map
+from chmm_pyro.inference import fit_em, fit_map
 from chmm_pyro.maps import CognitiveMap
 from chmm_pyro.maps.comparison import isomorphism
 from chmm_pyro.maps.edits import block, open_edges
+from chmm_pyro.models import PointCHMM
 from chmm_pyro.planning import Plan, UnreachableError, bridge, plan
 from chmm_pyro.planning.hierarchy import Hierarchy
 from chmm_pyro.planning.navigation import navigate
@@ -51,6 +56,8 @@ NUM_WALLS = 6
 NUM_DROPS = 100
 NUM_SLIPPERY = 20
 SLIP = 0.2
+MOST_STEPS = 2_000
+LEARNED_GRIDS = {2: 50_000, 3: 100_000}  # rooms along a side, and steps of the walk
 
 NO_WALLS: frozenset[frozenset[int]] = frozenset()
 
@@ -87,6 +94,7 @@ class Learned:
         begin = time.perf_counter()
         result = fit_map(walks.batch, seed=seed, progress=False)
         self.seconds = time.perf_counter() - begin
+        self.clones = result.model.clones
         self.map = CognitiveMap.from_result(result)
         self.episodes = [set(np.unique(places).tolist()) for places in np.atleast_2d(walks.places)]
         self.place_of = isomorphism(self.map, walks.truth)
@@ -203,23 +211,32 @@ def from_belief(learned: Learned, seed: int) -> dict[str, Any]:
     return {"drops": NUM_DROPS, "drops_arrived": arrived, "extra_steps": float(np.mean(extra))}
 
 
-def slippery(learned: Learned, seed: int) -> dict[str, Any]:
-    """Steps that the policy needs on a slippery floor, over the steps it expects."""
+def slippery(learned: Learned, seed: int, num_steps: int) -> dict[str, Any]:
+    """Steps that policies need on a slippery floor, over those that the best policy expects."""
     rng = np.random.default_rng([seed, 3])
     room = learned.room
     floor = CognitiveMap.from_room(room, slip=SLIP)
-    ratios, plans = [], []
+    again = room.random_walk(num_steps, seed=[seed, 4], slip=SLIP).batch()
+    # To begin with, any action may come out as any other; EM learns how often.
+    moves = torch.tensor(np.stack([matrix.toarray() for matrix in learned.map.matrices]))
+    start = PointCHMM.from_counts(learned.clones, moves + 0.1 * moves.sum(0))
+    found = CognitiveMap.from_result(fit_em(start, again, num_iters=20, progress=False))
+    node_of = found.node_of([learned.state_of[place] for place in range(room.num_places)])
+    ratios, learned_ratios, plans = [], [], []
     for start, goal in rng.integers(room.num_places, size=(NUM_SLIPPERY, 2)).tolist():
         if start == goal:
             continue
-        policy = shortest_policy(floor, goal)
-        blind = [int(a) for a in policy.actions]
-        steps = [_slide(room, start, goal, blind, rng) for _ in range(50)]
-        ratios.append(np.mean(steps) / policy.expected_steps(start))
+        best = shortest_policy(floor, goal)
+        own = shortest_policy(found, learned.state_of[goal])
+        expected = best.expected_steps(start)
+        for ratio, actions in ((ratios, best.actions), (learned_ratios, own.actions[node_of])):
+            steps = [_slide(room, start, goal, actions.tolist(), rng) for _ in range(50)]
+            ratio.append(np.mean(steps) / expected)
         plans.append(plan(floor, start, goal).log_prob)
     return {
         "policies": len(ratios),
         "steps_over_expected": float(np.mean(ratios)),
+        "learned_steps_over_expected": float(np.mean(learned_ratios)),
         "plan_probability": float(np.mean(np.exp(plans))),
     }
 
@@ -228,6 +245,8 @@ def _slide(room: Room, place: int, goal: int, actions: list[int], rng: np.random
     """Steps to the goal by the best action of every place, on a floor that slips."""
     steps = 0
     while place != goal:
+        if steps == MOST_STEPS or actions[place] < 0:
+            return MOST_STEPS  # lost: the policy does not lead to the goal
         action = actions[place]
         others = [a for a in np.flatnonzero(room.tried[place]).tolist() if a != action]
         if others and rng.random() < SLIP:
@@ -270,22 +289,35 @@ def world_row(world: str, seed: int, num_steps: int | None = None) -> dict[str, 
         **all_pairs(learned),
         **detours(learned, seed),
         **from_belief(learned, seed),
-        **slippery(learned, seed),
+        **slippery(learned, seed, num_steps or STEPS[world]),
         **never_walked(learned),
     }
 
 
-def level_row(side: int, num_pairs: int, seed: int = 0) -> dict[str, Any]:
-    """Flat against two-level planning on a grid of side x side rooms of 5 x 5 places."""
-    room, _ = grid_of_rooms(side, side, size=5, num_symbols=4, seed=seed)
-    whole = CognitiveMap.from_room(room)
+def level_row(side: int, num_pairs: int, seed: int = 0, *, num_steps: int = 0) -> dict[str, Any]:
+    """Flat against two-level planning on a grid of side x side rooms of 5 x 5 places.
+
+    With ``num_steps`` on the map that ``fit_map`` learns from such a walk, else on the true one.
+    """
+    room, _ = grid_of_rooms(side, side, size=5, num_symbols=6 if num_steps else 4, seed=seed)
+    whole, state_of, seconds_of_fit = _map_of(room, num_steps, seed)
+    row: dict[str, Any] = {
+        "map": "learned" if num_steps else "true",
+        "fit_seconds": seconds_of_fit,
+        "rooms": side * side,
+        "places": room.num_places,
+        "pairs": num_pairs,
+        "short_and_arrived": 0,
+    }
+    if not state_of:
+        return row
     begin = time.perf_counter()
     hierarchy = Hierarchy(whole)
     prepared = time.perf_counter() - begin
     pairs = np.random.default_rng(seed).integers(room.num_places, size=(num_pairs, 2)).tolist()
     flat, levels = [], []
     seconds = {"flat": 0.0, "levels": 0.0}
-    for start, goal in pairs:
+    for start, goal in (map(state_of.__getitem__, pair) for pair in pairs):
         begin = time.perf_counter()
         flat.append(plan(whole, start, goal))
         middle = time.perf_counter()
@@ -301,12 +333,10 @@ def level_row(side: int, num_pairs: int, seed: int = 0) -> dict[str, Any]:
     far = np.argsort([one.num_steps for one in flat])[-max(1, num_pairs // 10) :]
     expanded = [np.array([one.num_expanded for one in found]) for found in (flat, levels)]
     return {
-        "rooms": side * side,
-        "places": room.num_places,
+        **row,
+        "short_and_arrived": sum(right),
         "communities": int(hierarchy.labels.max()) + 1,
         "gateways": len(hierarchy.gateways),
-        "pairs": num_pairs,
-        "short_and_arrived": sum(right),
         "flat_expanded": expanded[0].mean(),
         "levels_expanded": expanded[1].mean(),
         "flat_expanded_far": expanded[0][far].mean(),
@@ -316,6 +346,19 @@ def level_row(side: int, num_pairs: int, seed: int = 0) -> dict[str, Any]:
         "prepare_seconds": prepared,
         "num_prepared": hierarchy.num_prepared,
     }
+
+
+def _map_of(room: Room, num_steps: int, seed: int) -> tuple[CognitiveMap, dict[int, int], float]:
+    """The map of a room, the state of each place if it is exact, processor seconds of the fit."""
+    truth = CognitiveMap.from_room(room)
+    if not num_steps:
+        return truth, {place: place for place in truth.states.tolist()}, 0.0
+    walk = room.random_walk(num_steps, seed=[seed, 5])
+    begin = time.process_time()
+    found = CognitiveMap.from_result(fit_map(walk.batch(), seed=seed, progress=False))
+    seconds = time.process_time() - begin
+    place_of = isomorphism(found, truth) or {}
+    return found, {place: state for state, place in place_of.items()}, seconds
 
 
 def report(worlds: pd.DataFrame, levels: pd.DataFrame) -> str:
@@ -352,6 +395,7 @@ def report(worlds: pd.DataFrame, levels: pd.DataFrame) -> str:
         ]
         table["extra steps"] = sums["extra_steps"].mean().round(1)
         table["slippery"] = sums["steps_over_expected"].mean().round(3)
+        table["learned"] = sums["learned_steps_over_expected"].mean().round(3)
         table["ms/plan"] = sums["ms_per_plan"].mean().round(2)
         lines += [
             table.to_string(),
@@ -360,7 +404,8 @@ def report(worlds: pd.DataFrame, levels: pd.DataFrame) -> str:
             "detours after walls went up, shortcuts after half of them came down; refused: goals",
             "shut in by walls, with an error; never walked: no episode has both places; beliefs:",
             "walks from an unknown place that end at the goal, and their steps beyond the shortest",
-            "path; slippery: mean steps of the policy over those it expects.",
+            "path; slippery: mean steps of the best policy over those it expects; learned: the",
+            "same of the policy on a slippery floor that was learned, from the map of the dry one.",
             "",
         ]
     if len(levels):
@@ -377,6 +422,14 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--steps", type=int, help="instead of the usual length of the walks")
     parser.add_argument("--grids", nargs="*", type=int, default=[2, 3, 4, 6, 8])
+    parser.add_argument(
+        "--learned-grids",
+        nargs="*",
+        type=int,
+        default=list(LEARNED_GRIDS),
+        choices=list(LEARNED_GRIDS),
+        help="grids that are learned from a walk",
+    )
     parser.add_argument("--pairs", type=int, default=300, help="plans on each grid")
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args(arguments)
@@ -385,8 +438,10 @@ def main(arguments: list[str] | None = None) -> None:
     worlds = pd.DataFrame(
         [world_row(world, seed, options.steps) for world, seed in tqdm(jobs, desc="worlds")]
     )
+    grids = [(side, 0) for side in options.grids]
+    grids += [(side, LEARNED_GRIDS[side]) for side in options.learned_grids]
     levels = pd.DataFrame(
-        [level_row(side, options.pairs) for side in tqdm(options.grids, desc="grids")]
+        [level_row(side, options.pairs, num_steps=steps) for side, steps in tqdm(grids, "grids")]
     )
     worlds.to_csv(options.out / "planning_worlds.csv", index=False)
     levels.to_csv(options.out / "planning_levels.csv", index=False)

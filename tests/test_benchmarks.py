@@ -140,6 +140,23 @@ def test_map_recovery_resumes_and_lists_failures(monkeypatch, tmp_path):
     assert out.with_suffix(".png").stat().st_size > 10_000
 
 
+def test_map_ablations_leave_parts_out_and_put_them_back(monkeypatch, tmp_path):
+    script = import_benchmark(monkeypatch, "map_ablations")
+    methods = dict(script.map_recovery.METHODS)
+    parts = script.map_fit.merge_states, script.map_fit._STEP, script.map_fit._Search.budget
+    out = tmp_path / "ablations.csv"
+    variants = ["the recipe", "no merging", "equally many clones for each symbol"]
+    chosen = ["--worlds", "aliased_4x4", "--steps", "5000", "--seeds", "0", "--out", str(out)]
+    script.main([*chosen, "--variants", *variants])
+    rows = pd.read_csv(out)
+    assert rows["method"].tolist() == variants
+    assert rows["isomorphic"].tolist()[:2] == [True, False]
+    assert rows["num_nodes"][1] > 16  # duplicates
+    now = script.map_fit.merge_states, script.map_fit._STEP, script.map_fit._Search.budget
+    assert now == parts and script.map_recovery.METHODS == methods
+    assert "1/1, 16 states" in out.with_suffix(".txt").read_text(encoding="utf-8")
+
+
 def one_state_each(walks):
     batch = walks.batch
     model = PointCHMM(CloneStructure([1] * batch.num_symbols), num_actions=batch.num_actions)

@@ -81,6 +81,8 @@ class MapScores:
             "edge_precision": self.edges.precision,
             "edge_recall": self.edges.recall,
             "edge_f1": self.edges.f1,
+            "busy_edge_precision": None if busy is None else busy.precision,
+            "busy_edge_recall": None if busy is None else busy.recall,
             "busy_edge_f1": None if busy is None else busy.f1,
             "outcome_accuracy": self.outcome_accuracy,
             "isomorphic": self.isomorphic,

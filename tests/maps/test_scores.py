@@ -33,6 +33,8 @@ def test_the_truth_is_perfect():
         "edge_precision": 1.0,
         "edge_recall": 1.0,
         "edge_f1": 1.0,
+        "busy_edge_precision": 1.0,
+        "busy_edge_recall": 1.0,
         "busy_edge_f1": 1.0,
         "outcome_accuracy": 1.0,
         "isomorphic": True,

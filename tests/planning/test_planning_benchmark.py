@@ -27,13 +27,14 @@ def _planning_is_right(worlds: pd.DataFrame, levels: pd.DataFrame) -> None:
     assert (worlds["drops_arrived"] == worlds["drops"]).all()
     # A mean over 20 starts of 50 walks each.
     assert worlds["steps_over_expected"].between(0.9, 1.1).all()
+    assert worlds["learned_steps_over_expected"].between(0.9, 1.3).all()
     assert (levels["short_and_arrived"] == levels["pairs"]).all()
 
 
 def test_planning_on_a_learned_map(monkeypatch, tmp_path):
     planning = import_benchmark(monkeypatch, "planning")
     chosen = ["--worlds", "aliased_4x4", "--seeds", "0", "--grids", "3", "--pairs", "20"]
-    planning.main([*chosen, "--steps", "10000", "--out", str(tmp_path)])
+    planning.main([*chosen, "--learned-grids", "--steps", "10000", "--out", str(tmp_path)])
     worlds, levels = (
         pd.read_csv(tmp_path / f"planning_{name}.csv") for name in ("worlds", "levels")
     )
@@ -46,7 +47,8 @@ def test_planning_on_a_learned_map(monkeypatch, tmp_path):
 @pytest.mark.slow
 def test_planning_in_every_recovered_room(monkeypatch, tmp_path):
     planning = import_benchmark(monkeypatch, "planning")
-    planning.main(["--seeds", "7", "--grids", "3", "6", "--pairs", "60", "--out", str(tmp_path)])
+    chosen = ["--seeds", "7", "--grids", "3", "6", "--learned-grids", "3", "--pairs", "60"]
+    planning.main([*chosen, "--out", str(tmp_path)])
     worlds, levels = (
         pd.read_csv(tmp_path / f"planning_{name}.csv") for name in ("worlds", "levels")
     )
@@ -58,9 +60,10 @@ def test_planning_in_every_recovered_room(monkeypatch, tmp_path):
     assert (
         stitched["unwalked"][stitched["exact"]] > 1000
     ).all()  # from one room to the other, and back
-    small, large = (levels["levels_expanded"] / levels["flat_expanded"]).tolist()
+    small, large, learned = (levels["levels_expanded"] / levels["flat_expanded"]).tolist()
     assert large < small < 0.8
     assert large < 0.3
+    assert levels["map"].tolist() == ["true", "true", "learned"] and learned < 0.8
 
 
 def test_committed_results_of_planning_are_right():
@@ -69,4 +72,5 @@ def test_committed_results_of_planning_are_right():
     )
     _planning_is_right(worlds, levels)
     exact = worlds.groupby("world")["exact"].mean()
+    assert set(levels["map"]) == {"true", "learned"}
     assert len(exact) >= 6 and (exact > 0.6).all()  # whether fits succeed is measured elsewhere
