@@ -153,7 +153,7 @@ def test_map_ablations_leave_parts_out_and_put_them_back(monkeypatch, tmp_path):
     assert rows["isomorphic"].tolist()[:2] == [True, False]
     assert rows["num_nodes"][1] > 16  # duplicates
     now = script.map_fit.merge_states, script.map_fit._STEP, script.map_fit._Search.budget
-    assert now == parts and script.map_recovery.METHODS == methods
+    assert now == parts and methods == script.map_recovery.METHODS
     assert "1/1, 16 states" in out.with_suffix(".txt").read_text(encoding="utf-8")
 
 
