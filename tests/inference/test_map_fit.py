@@ -9,7 +9,7 @@ import torch
 from chmm_pyro import CloneStructure, SequenceBatch
 from chmm_pyro.distribution import CloneHMM
 from chmm_pyro.environments import Room, published_room
-from chmm_pyro.inference import consolidate, fit_em, fit_map, fit_svi
+from chmm_pyro.inference import consolidate, fit_em, fit_map, fit_svi, map_fit
 from chmm_pyro.inference.consolidate import model_of_counts
 from chmm_pyro.models import PointCHMM
 from chmm_pyro.tables import BlockColumns
@@ -59,12 +59,31 @@ def test_repair_tells_mixed_places_apart(walk, num_clones):
     assert is_exact(result.model, walk)
 
 
-def test_clones_are_doubled_while_there_are_too_few(walk):
-    result = fit_map(walk.batch(), num_clones=4, seed=0, progress=False)
-    totals = [attempt["num_clones"] for attempt in result.settings["attempts"]]
-    assert totals[0] == 4
-    assert totals[-1] > 16
+def test_a_map_grows_beyond_the_clones_of_its_start(walk):
+    result = fit_map(walk.batch(), num_clones=8, seed=0, progress=False)
+    first, *_, last = result.settings["attempts"]
+    assert first["num_clones"] < 16 < last["num_clones"]
     assert is_exact(result.model, walk)
+
+
+def test_em_reads_samples_and_the_map_all_data(monkeypatch):
+    """A hundred steps a state; the places of a room entered once, at the end, are in the map."""
+    read = []
+
+    def spied(model, batch, **options):
+        read.append((batch.num_steps, model.clones.num_states))
+        return fit_em(model, batch, **options)
+
+    monkeypatch.setattr(map_fit, "fit_em", spied)
+    room = Room([[0, 1, 2], [1, 2, 0], [3, 0, 1]])
+    other = Room([[4, 5], [5, 4]])
+    walks = [room.random_walk(20_000, seed=0), other.random_walk(300, seed=1)]
+    batch = SequenceBatch.from_arrays([w.obs for w in walks], [w.actions for w in walks])
+    result = fit_map(batch, num_clones=40, seed=0, progress=False)
+    assert result.converged
+    assert result.model.clones.num_states == 13
+    segment = 1_001
+    assert all(steps <= 100 * states + segment < batch.num_steps for steps, states in read)
 
 
 def test_a_uniform_core_is_found():
