@@ -317,6 +317,7 @@ class _Search:
         if wanted >= self.batch.num_steps:
             return self.batch
         segments = self.batch.segments(_SEGMENT + 1).batch
+        assert segments.lengths is not None  # a batch of segments is always batched
         order = self._generator.permutation(len(segments))
         ends = np.cumsum(segments.lengths.cpu().numpy()[order])
         return segments.select(np.sort(order[: np.searchsorted(ends, wanted) + 1]))
