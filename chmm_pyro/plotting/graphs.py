@@ -302,11 +302,16 @@ def _draw(
         diameters = np.maximum(diameters, unit * _WITH_TEXT)
     diameters = np.minimum(diameters, _room_for_nodes(xy))
     colors = symbol_colors(int(cognitive_map.symbols.max()) + 1)[cognitive_map.symbols]
+    text_diameter = unit * _WITH_TEXT
+    on_path = np.isin(np.arange(len(xy)), [] if path is None else path)
     if path is not None:
-        on_path = np.isin(np.arange(len(xy)), path)
-        diameters = np.minimum(
-            np.where(on_path, unit * _LARGEST, unit * _SMALLEST), _room_for_nodes(xy)
+        # Places of the plan need room beside each other only, the faded ones lie behind them.
+        diameters = np.minimum(unit * _SMALLEST, _room_for_nodes(xy))
+        step = (
+            _typical_length(xy, np.stack([path[:-1], path[1:]], axis=1)) if len(path) > 1 else unit
         )
+        diameters[on_path] = np.minimum(step * _LARGEST, _room_for_nodes(xy[on_path]))
+        text_diameter = float(np.median(diameters[on_path]))
         colors = np.where(on_path[:, None], colors, 0.4 * colors + 0.6)
     widths = 0.6 + 2.6 * np.sqrt(used / used.max(initial=1.0))
     ax.add_collection(
@@ -324,27 +329,28 @@ def _draw(
     if path is not None:
         borders[on_path] = to_rgba_array(INK)[0]
         ax.add_collection(LineCollection([xy[path]], colors="black", linewidths=3, zorder=2))
+    order = np.argsort(on_path, kind="stable")
     ax.add_collection(
         EllipseCollection(
-            diameters,
-            diameters,
+            diameters[order],
+            diameters[order],
             np.zeros(len(xy)),
             units="xy",
-            offsets=xy,
+            offsets=xy[order],
             offset_transform=ax.transData,
-            facecolors=colors,
-            edgecolors=borders,
+            facecolors=colors[order],
+            edgecolors=borders[order],
             linewidths=0.8,
             zorder=3,
         )
     )
-    margin = 0.6 * unit
+    margin = max(0.6 * unit, 0.55 * float(diameters.max()))
     (left, low), (right, high) = xy.min(0) - margin, xy.max(0) + margin
     ax.set(xlim=(left, right), ylim=(low, high))
     ax.set_aspect("equal")
     ax.set_axis_off()
     if texts is not None:
-        _write(ax, xy, texts, colors, unit * _WITH_TEXT)
+        _write(ax, xy, texts, colors, text_diameter)
 
 
 def _typical_length(xy: FloatArray, pairs: IntArray) -> float:

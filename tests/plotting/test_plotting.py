@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from worlds import exact_model
 
 from chmm_pyro.clones import CloneStructure
-from chmm_pyro.environments import Room
+from chmm_pyro.environments import EgocentricRoom, Room, bordered_room
 from chmm_pyro.inference import fit_em, fit_svi, fit_viterbi
 from chmm_pyro.inference.consolidate import consolidate
 from chmm_pyro.maps import CognitiveMap
@@ -242,6 +242,21 @@ def test_a_plan_is_numbered_along_its_places() -> None:
     slippery = CognitiveMap.from_room(Room([[0, 1, 2]], walls="never"), slip=0.5)
     title = plot_plan(slippery, plan(slippery, 0, 2)).get_title()
     assert title == "a plan of 2 steps, probability 0.5"
+
+
+def test_a_plan_can_be_read_on_a_crowded_map() -> None:
+    """Poses of one cell lie close together; those of the plan stand out and do not overlap."""
+    world = CognitiveMap.from_room(EgocentricRoom(bordered_room(7, 7, walls="never")))
+    found = plan(world, 0, 150)
+    ax = plot_plan(world, found)
+    assert min(text.get_fontsize() for text in ax.texts) > 6
+    (nodes,) = (c for c in ax.collections if isinstance(c, EllipseCollection))
+    steps = len(found.states)  # drawn last, over the others
+    where, widths = nodes.get_offsets()[-steps:], nodes.get_widths()
+    assert widths[-steps:].min() > 1.5 * widths[:-steps].max()
+    apart = np.linalg.norm(where[:, None] - where, axis=-1)[np.triu_indices(steps, 1)]
+    touch = (widths[-steps:, None] + widths[-steps:])[np.triu_indices(steps, 1)] / 2
+    assert (apart > touch).all()
 
 
 def test_consolidation_shows_duplicates_around_what_they_have_become() -> None:
