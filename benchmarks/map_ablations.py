@@ -46,7 +46,8 @@ def equal_budget(search: Any, num_clones: int) -> NDArray[np.int64]:
 # Options of fit_map, and what stands in the place of a part of it.
 VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "the recipe": ({}, {}),
-    "half as many clones": ({"num_clones": 80}, {"_SATURATED": np.inf}),
+    "half as many clones": ({"num_clones": 80}, {}),
+    "all the data, no samples": ({}, {"_SAMPLE": 10**9}),
     "equally many clones for each symbol": ({}, {"_Search.budget": equal_budget}),
     "pseudocount x 4": ({"pseudocount": 4.0}, {}),
     "pseudocount 0": ({"pseudocount": 0.0}, {}),

@@ -387,6 +387,13 @@ class TestGrid:
         with pytest.raises(ValueError, match="no learning rate of"):
             learning_rate_grid(model, batch, learning_rates=(math.inf,), **options)
 
+    def test_ctrl_c_ends_the_comparison(self, monkeypatch):
+        loss = interrupted_at(4, Trace_ELBO.differentiable_loss)
+        monkeypatch.setattr(Trace_ELBO, "differentiable_loss", loss)
+        model, batch = PointCHMM(CLONES, 2), ragged_batch([30])
+        results = learning_rate_grid(model, batch, learning_rates=(0.1, 0.2), progress=False)
+        assert list(results) == [0.1] and results[0.1].interrupted
+
     @pytest.mark.parametrize(
         ("options", "message"),
         [
