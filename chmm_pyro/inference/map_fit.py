@@ -27,7 +27,7 @@ The recipe, with what each part is for (measured on the published rooms; the exp
    399 states, in a fifth of the time that random starts with 320 and 640 clones took.
 6. **Restarts.**  If rows with several outcomes are left, start again with other random counts,
    another pseudocount and four times as many updates, for worlds where the first ones hardly
-   climb, such as tracks that are run in laps.
+   climb, such as a track that is run in laps.
 
 Only the data decide: the description length of the decoded path picks the winner, and the search
 ends early once every move of the map has one outcome.

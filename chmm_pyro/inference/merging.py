@@ -1,17 +1,27 @@
 r"""Merge hidden states that predict the same futures, judged by how well merged counts compress.
 
 A decoded path gives counts :math:`n_{acj}` of moves from class *c* under action *a* to class *j*.
-With a symmetric Dirichlet prior of total concentration one on every row that was tried, their
-negative log evidence
+A row that was tried has one outcome, any of ``K``, or several, and either is as likely beforehand.
+Several have a symmetric Dirichlet prior of total concentration one, and so the evidence of a row
+(Cooper & Herskovits 1992 give that of multinomial rows)
 
 .. math::
 
-    L = \sum_{(a, c)\ \mathrm{tried}} \Big[ \log\Gamma(1 + n_{ac\cdot})
-        - \sum_{j: n_{acj} > 0} \log \frac{\Gamma(1/K + n_{acj})}{\Gamma(1/K)} \Big]
+    D_{ac} = \frac{1}{\Gamma(1 + n_{ac\cdot})}
+        \prod_{j: n_{acj} > 0} \frac{\Gamma(1/K + n_{acj})}{\Gamma(1/K)} .
 
-is the description length of the path in nats (Cooper & Herskovits 1992 give the evidence of
-multinomial rows).  ``K`` stays the number of states that one started with: two states that share no
-tried action then gain nothing by merging, so a merge needs positive evidence.
+The negative log evidence of all rows,
+
+.. math::
+
+    L = -\sum_{(a, c)\ \mathrm{tried}} \log \tfrac12
+        \Big( \tfrac1K [\text{one } n_{acj} > 0] + D_{ac} \Big) ,
+
+is the description length of the path in nats.  With the Dirichlet prior alone every row would pay
+:math:`\log n` nats to be believed to have one outcome, and a small map that leaves something to
+chance would beat a large one where nothing does, unless the walk is long.  ``K`` stays the number
+of states that one started with: two states that share no tried action then gain nothing by merging,
+so a merge needs positive evidence.
 
 A merge is judged together with what follows from it.  If two states are one, so are their
 successors under a shared action (as in evidence-driven state merging, Lang et al. 1998): the whole
@@ -25,9 +35,9 @@ after another one has changed a row that it reads.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Collection
 from dataclasses import dataclass
-from math import lgamma
+from math import exp, lgamma, log
 
 import numpy as np
 from numpy.typing import NDArray
@@ -74,12 +84,15 @@ def description_length(counts: NDArray[np.float64], num_states: int | None = Non
     return sum(_row_length(row, prior) for row in entries if row)
 
 
-def _row_length(values: Iterable[float], prior: float) -> float:
+def _row_length(values: Collection[float], prior: float) -> float:
     total, length, unit = 0.0, 0.0, lgamma(prior)
     for value in values:
         total += value
         length += unit - lgamma(prior + value)
-    return length + lgamma(1.0 + total)
+    length += lgamma(1.0 + total)
+    if len(values) == 1:
+        length = -log(prior + exp(-length))
+    return length + log(2.0)
 
 
 class _Graph:

@@ -9,6 +9,7 @@ import torch
 from chmm_pyro import CloneStructure, SequenceBatch
 from chmm_pyro.distribution import CloneHMM
 from chmm_pyro.environments import Room, published_room
+from chmm_pyro.environments.tracks import lap_track
 from chmm_pyro.inference import consolidate, fit_em, fit_map, fit_svi, map_fit
 from chmm_pyro.inference.consolidate import model_of_counts
 from chmm_pyro.models import PointCHMM
@@ -101,6 +102,13 @@ def test_the_published_empty_room_is_found():
     result = fit_map(walk.batch(), seed=1, progress=False)
     assert result.converged
     assert is_exact(result.model, walk)
+
+
+def test_laps_are_counted():
+    """A reward every fourth lap: six states with one toss of a coin are fewer, but not the map."""
+    result = fit_map(lap_track(30, length=5).batch(), seed=0, progress=False)
+    assert result.converged
+    assert result.model.clones.num_states == 20
 
 
 def test_corners_that_no_move_tells_apart_are_two_places():

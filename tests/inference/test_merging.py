@@ -31,13 +31,18 @@ def walk_with_copies(room: Room, num_steps: int, num_copies: int, seed: int):
     return counts_of(dense, walk.actions, len(used)), symbols, used // num_copies
 
 
-def test_length_of_a_row_is_its_dirichlet_evidence():
+def test_length_of_a_row_is_its_evidence():
     # Three outcomes seen 2, 1, 0 times: chain rule of the Polya urn with concentration 1/3 each.
     urn = (1 / 3) / 1 * (1 / 3 + 1) / 2 * (1 / 3) / 3
     counts = np.zeros((1, 3, 3))
     counts[0, 0, :2] = 2, 1
     found = description_length(counts)
-    np.testing.assert_allclose(found, -math.log(urn), **TOL["exact"][torch.float64])
+    np.testing.assert_allclose(found, -math.log(urn / 2), **TOL["exact"][torch.float64])
+    # One outcome seen three times: it is the only one, or another might come.
+    urn = (1 / 3) / 1 * (1 / 3 + 1) / 2 * (1 / 3 + 2) / 3
+    counts[0, 0, :2] = 3, 0
+    found = description_length(counts)
+    np.testing.assert_allclose(found, -math.log((1 / 3 + urn) / 2), **TOL["exact"][torch.float64])
 
 
 def partitions(symbols, labels=()):
