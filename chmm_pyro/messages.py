@@ -21,13 +21,23 @@ from torch import Tensor
 from ._kernels import torch_any
 from ._kernels.denormals import FlushedDenormals
 from ._kernels.interface import Counts, Draws, Forward, Path, Problem
+from ._kernels.layout import Layout
 
 try:
     from ._kernels import numba_cpu
 except ImportError:  # numba has no wheel for every platform
     numba_cpu = None  # type: ignore[assignment]
 
-__all__ = ["expected_counts", "forward", "kernel_name", "log_marginal", "sample_paths", "viterbi"]
+__all__ = [
+    "expected_counts",
+    "forward",
+    "gather",
+    "kernel_name",
+    "log_marginal",
+    "sample_paths",
+    "scatter",
+    "viterbi",
+]
 
 _told = False
 
@@ -209,6 +219,51 @@ class _Filter(torch.autograd.Function):
 def _differentiated(function: type[torch.autograd.Function], problem: Problem) -> Any:
     potentials = problem.log_initial, problem.log_blocks, problem.log_evidence
     return function.apply(*potentials, problem.layout, problem.jobs)
+
+
+class _Gather(torch.autograd.Function):
+    """Compiled :func:`gather`; its adjoint is :func:`scatter`."""
+
+    @staticmethod
+    def forward(ctx, table, layout):
+        ctx.data = layout, table.shape[1]
+        with _announce(table.dtype):
+            blocks = _kernel(table.device).gather(table.detach().contiguous().numpy(), layout)
+        return torch.from_numpy(blocks)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return scatter(grad, *ctx.data), None
+
+
+class _Scatter(torch.autograd.Function):
+    """Compiled :func:`scatter`; its adjoint is :func:`gather`."""
+
+    @staticmethod
+    def forward(ctx, blocks, layout, num_actions):
+        ctx.layout = layout
+        arrays = blocks.detach().contiguous().numpy()
+        with _announce(blocks.dtype):
+            table = _kernel(blocks.device).scatter(arrays, layout, num_actions)
+        return torch.from_numpy(table)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return gather(grad, ctx.layout), None, None
+
+
+def gather(table: Tensor, layout: Layout) -> Tensor:
+    """``(K, F)`` flat blocks of ``(K, A, S, S)`` tables, differentiable."""
+    if _kernel(table.device) is torch_any:
+        return torch_any.gather(table, layout)
+    return _Gather.apply(table, layout)
+
+
+def scatter(blocks: Tensor, layout: Layout, num_actions: int) -> Tensor:
+    """``(K, A, S, S)`` sums of ``(K, F)`` flat blocks where they belong, differentiable."""
+    if _kernel(blocks.device) is torch_any:
+        return torch_any.scatter(blocks, layout, num_actions)
+    return _Scatter.apply(blocks, layout, num_actions)
 
 
 def log_marginal(problem: Problem) -> Tensor:

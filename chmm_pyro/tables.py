@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from . import messages
 from ._kernels.layout import IntArray, Layout
 from .clones import MISSING, CloneStructure
 from .data_layout import symbol_of_state
@@ -90,13 +91,6 @@ def _matrices_of(values: Tensor, actions: Tensor) -> Tensor:
     return values.expand(*batch, *values.shape[-3:]).gather(-3, at).squeeze(-3)
 
 
-@lru_cache(maxsize=8)
-def _dense_index(layout: Layout, device: torch.device) -> Tensor:
-    action, old, new = layout.entry_states
-    states = layout.clones.num_states
-    return torch.as_tensor((action * states + old) * states + new, device=device)
-
-
 class DenseTable(Table):
     """Every transition stored.
 
@@ -122,11 +116,15 @@ class DenseTable(Table):
         self.batch_shape = log_transition.shape[:-3]
 
     def blocks(self, layout: Layout) -> Tensor:
-        return self.values.flatten(-3).index_select(-1, _dense_index(layout, self.values.device))
+        shape = self.values.shape[-3:]
+        blocks = messages.gather(self.values.reshape(-1, *shape), layout)
+        return blocks.view(*self.batch_shape, -1)
 
     def counts(self, layout: Layout, block_counts: Tensor) -> Tensor:
-        index = _dense_index(layout, block_counts.device)
-        return _add_up(index, block_counts, self.values.shape[-3:])
+        lead = block_counts.shape[:-1]
+        flat = block_counts.reshape(-1, block_counts.shape[-1])
+        counts = messages.scatter(flat, layout, self.num_actions)
+        return counts.view(*lead, *self.values.shape[-3:])
 
     def count(self, actions: Tensor, old: Tensor, new: Tensor) -> Tensor:
         states = self.clones.num_states

@@ -19,6 +19,8 @@ from torch.autograd import grad, gradcheck, gradgradcheck
 from torch.testing import assert_close
 
 from chmm_pyro import messages
+from chmm_pyro._kernels.layout import build_layout
+from chmm_pyro.clones import MISSING, CloneStructure
 
 pytestmark = pytest.mark.usefixtures("kernel")
 
@@ -276,3 +278,38 @@ def test_one_notice_without_numba(monkeypatch):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         messages.log_marginal(problem)
+
+
+@pytest.mark.parametrize("num_tables", [1, 3])
+def test_gather_and_scatter_are_adjoint_and_differentiable(num_tables, dtype):
+    rng = np.random.default_rng(4)
+    obs = np.array([0, 1, MISSING, 2, 0, 1, 0])
+    clones = CloneStructure([2, 3, 1])
+    layout = build_layout(clones, obs, rng.integers(2, size=7), np.array([5, 2]))
+    table = torch.as_tensor(rng.normal(size=(num_tables, 2, 6, 6)), dtype=dtype)
+    action, old, new = (torch.as_tensor(x) for x in layout.entry_states)
+    blocks = messages.gather(table, layout)
+    assert_close(blocks, table[:, action, old, new], rtol=0.0, atol=0.0)
+    weights = torch.as_tensor(rng.normal(size=blocks.shape), dtype=dtype)
+    added = messages.scatter(weights, layout, 2)
+    expected = torch.zeros_like(table)
+    for one, own in zip(expected, weights, strict=True):
+        one.index_put_((action, old, new), own, accumulate=True)
+    assert_close(added, expected, **TOL["exact"][dtype])
+    assert_close((added * table).sum(), (weights * blocks).sum(), **TOL["exact"][dtype])
+    if dtype == torch.float64:
+        table.requires_grad_()
+        weights.requires_grad_()
+        for check in (gradcheck, gradgradcheck):
+            assert check(lambda x: messages.gather(x, layout), (table,))
+            assert check(lambda x: messages.scatter(x, layout, 2), (weights,))
+
+
+def test_gather_takes_tables_that_are_not_contiguous():
+    layout = build_layout(
+        CloneStructure([2, 1]), np.array([0, 1, 0]), np.zeros(3, int), np.array([3])
+    )
+    table = torch.randn(1, 1, 3, 3).transpose(-1, -2)
+    assert_close(
+        messages.gather(table, layout), messages.gather(table.contiguous(), layout), rtol=0, atol=0
+    )

@@ -11,12 +11,7 @@ from types import TracebackType
 
 import torch
 
-__all__ = ["FlushedDenormals", "flush_denormals"]
-
-
-def flush_denormals() -> None:
-    """Switch on for the calling thread, which does nothing but run kernels."""
-    torch.set_flush_denormal(True)
+__all__ = ["FlushedDenormals"]
 
 
 class FlushedDenormals:

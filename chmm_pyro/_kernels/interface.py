@@ -1,9 +1,11 @@
-"""What every kernel takes and returns; a backend is one module with these four functions.
+"""What every kernel takes and returns; a backend is one module with these six functions.
 
 ``forward(problem, keep_messages=True) -> Forward``
 ``forward_backward(problem, weights=None, marginals=False) -> Counts``
 ``viterbi(problem, generator_seed=None) -> Path``
 ``ffbs(problem, uniforms) -> Draws``
+``gather(table, layout) -> blocks`` copies ``(K, F)`` flat blocks out of ``(K, A, S, S)`` tables
+``scatter(blocks, layout, num_actions) -> table`` adds them up in tables, its adjoint
 
 Arrays are NumPy arrays for the numba backend and tensors for the torch backend.  ``K0`` and ``K``
 are the numbers of distinct initial vectors and block rows, ``Q`` the steps, ``J`` the jobs.

@@ -8,19 +8,62 @@ improbable sequence into an impossible one.
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .interface import Counts, Draws, Forward, Path, Problem
-from .layout import IntArray
+from .layout import IntArray, Layout
 from .numba_log_space import log_backward, log_counts, log_draw, log_forward
-from .numba_loops import block_counts, draw_jobs, job_counts, state_marginals
+from .numba_loops import (
+    block_counts,
+    draw_jobs,
+    gather_blocks,
+    job_counts,
+    scatter_blocks,
+    state_marginals,
+)
 from .numba_sweep import Sweep, filter_jobs, filter_to_draw, log_job, steps_of, sweep
 from .numba_threads import chunks, run
 from .numba_viterbi import score_jobs, viterbi_jobs
+from .scratch import scratch
 
-__all__ = ["Sweep", "ffbs", "forward", "forward_backward", "sweep", "viterbi", "weigh"]
+__all__ = [
+    "Sweep",
+    "ffbs",
+    "forward",
+    "forward_backward",
+    "gather",
+    "scatter",
+    "sweep",
+    "viterbi",
+    "weigh",
+]
+
+
+def gather(table: NDArray[Any], layout: Layout) -> NDArray[Any]:
+    """Blocks of dense tables; see :mod:`~chmm_pyro._kernels.interface`."""
+    blocks = np.empty((len(table), layout.num_block_entries), table.dtype)
+    where = layout.block_action, layout.block_from, layout.block_to, layout.block_start
+    flat, states = table.reshape(len(table), -1), layout.clones.num_states
+
+    def copy(first: int, last: int) -> None:
+        gather_blocks(first, last, flat, states, *where, blocks)
+
+    if layout.num_blocks:
+        entries = np.diff(layout.block_start) * len(table)
+        run([partial(copy, lo, hi) for lo, hi in chunks(entries)])
+    return blocks
+
+
+def scatter(blocks: NDArray[Any], layout: Layout, num_actions: int) -> NDArray[Any]:
+    """Tables with the sums of blocks; see :mod:`~chmm_pyro._kernels.interface`."""
+    states = layout.clones.num_states
+    table = np.zeros((len(blocks), num_actions, states, states), blocks.dtype)
+    where = layout.block_action, layout.block_from, layout.block_to, layout.block_start
+    scatter_blocks(blocks, states, *where, table.reshape(len(blocks), -1))
+    return table
 
 
 def forward(problem: Problem, keep_messages: bool = True) -> Forward:
@@ -137,7 +180,8 @@ def viterbi(problem: Problem, generator_seed: int | None = None) -> Path:
     log_evidence = np.empty(0, problem.log_blocks.dtype) if evidence is None else evidence
     states = np.zeros(layout.num_steps, np.int64)
     score = np.zeros(layout.num_sequences)
-    back = np.empty((layout.num_steps, layout.max_support), np.int32)
+    size = (layout.num_steps, layout.max_support)
+    back = scratch(size[0] * size[1], np.int32).reshape(size)
     seed = 0 if generator_seed is None else generator_seed % (2**62) + 1
 
     def decode(first: int, last: int) -> None:

@@ -31,6 +31,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from .interface import Problem
@@ -43,9 +44,11 @@ from .numba_loops import (
     forward_jobs,
     lift_blocks,
     scale_evidence,
+    subtract_top,
     transpose,
 )
 from .numba_threads import chunks, num_threads, run
+from .scratch import scratch
 
 __all__ = [
     "Repair",
@@ -59,7 +62,7 @@ __all__ = [
 ]
 
 _ROUNDING = 8  # units of rounding that a certified result may be wrong by
-_EXP_WORK = 20  # multiply-adds that take as long as all that an entry of a block needs
+_EXP_WORK = 1  # multiply-adds that take as long as all that an entry of a block needs
 
 
 class Steps(NamedTuple):
@@ -179,25 +182,17 @@ def _take_exp(problem: Problem, steps: Steps, transposed: NDArray[Any] | None) -
     lifted = [0]
 
     def exponentiate(first: int, last: int) -> None:
-        start = layout.block_start[first : last + 1]
-        lo, hi = start[0], start[-1]
-        mine, out = log_blocks[:, lo:hi], blocks[:, lo:hi]
-        top = np.maximum.reduceat(mine, start[:-1] - lo, axis=1)
+        start = layout.block_start
+        lo, hi = start[first], start[last]
+        mine, top = blocks[:, lo:hi], shift[:, first:last]
+        np.maximum.reduceat(log_blocks[:, lo:hi], start[first:last] - lo, axis=1, out=top)
         top[np.isneginf(top)] = 0
-        shift[:, first:last] = top
-        np.subtract(mine, np.repeat(top, np.diff(start), axis=1), out=out)
-        np.exp(out, out=out)
-        lifted.append(lift_blocks(lo, hi, log_blocks, floor, blocks))
+        subtract_top(first, last, log_blocks, start, shift, blocks)
+        torch.exp(torch.from_numpy(mine), out=torch.from_numpy(mine))
+        lifted.append(lift_blocks(first, last, log_blocks, start, floor, blocks))
         if transposed is not None:
-            transpose(
-                first,
-                last,
-                blocks,
-                layout.block_start,
-                layout.block_from[:, 1],
-                layout.block_to[:, 1],
-                transposed,
-            )
+            rows, columns = layout.block_from[:, 1], layout.block_to[:, 1]
+            transpose(first, last, blocks, start, rows, columns, transposed)
 
     if layout.num_blocks:
         entries = np.diff(layout.block_start) * (len(log_blocks) * _EXP_WORK)
@@ -221,7 +216,7 @@ class _Filtered(NamedTuple):
 
 def _output(problem: Problem, keep: bool) -> _Filtered:
     layout, dtype = problem.layout, problem.log_blocks.dtype
-    messages = np.empty(int(layout.message_start[-1]), dtype) if keep else _empty(dtype)
+    messages = scratch(int(layout.message_start[-1]) if keep else 0, dtype)
     return _Filtered(
         messages,
         np.empty(layout.num_steps),
@@ -233,6 +228,9 @@ def _output(problem: Problem, keep: bool) -> _Filtered:
 def _go_forward(
     problem: Problem, steps: Steps, scaled: _Scaled, lift: float, out: _Filtered, jobs: IntArray
 ) -> None:
+    width = problem.layout.max_support
+    keep = len(out.messages) > 0
+    messages, *rest = out
     forward_jobs(
         jobs,
         steps,
@@ -243,9 +241,10 @@ def _go_forward(
         scaled.evidence_shift,
         scaled.floor,
         scaled.floor.dtype.type(lift),
-        len(out.messages) > 0,
-        problem.layout.max_support,
-        *out,
+        keep,
+        width,
+        messages if keep else np.empty(2 * width, messages.dtype),
+        *rest,
     )
 
 
@@ -338,7 +337,7 @@ def sweep(problem: Problem) -> Sweep:
     transposed = np.empty_like(problem.log_blocks)
     scaled = _take_exp(problem, steps, transposed)
     out = _output(problem, True)
-    backward = np.empty_like(out.messages)
+    backward = scratch(len(out.messages), out.messages.dtype)
     overlap = np.empty(layout.num_steps)
     exact = np.empty(layout.num_sequences, np.bool_)
     every = np.arange(layout.num_sequences)

@@ -7,6 +7,7 @@ This is the reference for the compiled kernels and the path of second derivative
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -14,8 +15,38 @@ import torch
 from torch import Tensor
 
 from .interface import Counts, Draws, Forward, Path, Problem
+from .layout import Layout
 
-__all__ = ["Sweep", "ffbs", "forward", "forward_backward", "sweep", "viterbi", "weigh"]
+__all__ = [
+    "Sweep",
+    "ffbs",
+    "forward",
+    "forward_backward",
+    "gather",
+    "scatter",
+    "sweep",
+    "viterbi",
+    "weigh",
+]
+
+
+@lru_cache(maxsize=8)
+def _table_index(layout: Layout, device: torch.device) -> Tensor:
+    action, old, new = layout.entry_states
+    states = layout.clones.num_states
+    return torch.as_tensor((action * states + old) * states + new, device=device)
+
+
+def gather(table: Tensor, layout: Layout) -> Tensor:
+    """Blocks of dense tables; see :mod:`~chmm_pyro._kernels.interface`."""
+    return table.flatten(1).index_select(1, _table_index(layout, table.device))
+
+
+def scatter(blocks: Tensor, layout: Layout, num_actions: int) -> Tensor:
+    """Tables with the sums of blocks; see :mod:`~chmm_pyro._kernels.interface`."""
+    shape = (len(blocks), num_actions, layout.clones.num_states, layout.clones.num_states)
+    index = _table_index(layout, blocks.device)
+    return blocks.new_zeros(shape).flatten(1).index_add(1, index, blocks).view(shape)
 
 
 class _Padded(NamedTuple):

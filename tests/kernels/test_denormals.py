@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import threading
+
 import numpy as np
 import pytest
 import torch
 
-from chmm_pyro._kernels.denormals import FlushedDenormals, flush_denormals
+from chmm_pyro._kernels.denormals import FlushedDenormals
 from chmm_pyro.clones import CloneStructure
 from chmm_pyro.distribution import CloneHMM
 
@@ -64,17 +66,28 @@ def test_mode_is_restored_after_an_error():
 
 
 @pytest.mark.usefixtures("compiled")
-def test_threads_of_the_kernels_flush():
+@pytest.mark.parametrize("on_openmp", [False, True])
+def test_threads_of_the_kernels_flush(on_openmp, monkeypatch):
+    from chmm_pyro._kernels import numba_threads
+
+    if not on_openmp:
+        monkeypatch.setattr(numba_threads, "_openmp", None)
+    both = threading.Barrier(2, timeout=60)
+    kept = []
+
+    def task():
+        both.wait()  # so that one thread cannot run both
+        kept.append(keeps_denormals())
+
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        hmm = sparse(20_000)  # enough work for a second thread
-        probs = hmm.smooth(torch.zeros(20_000).long()).probs
-        assert not ((probs > 0) & (probs < TINY)).any()
-        from chmm_pyro._kernels import numba_threads
-
-        pool = numba_threads._pool
-        assert pool._initializer is flush_denormals
-        assert not pool.submit(keeps_denormals).result()
+        with FlushedDenormals():
+            numba_threads.run([task, task])
+        assert kept == [False, False]
+        # Torch's own operations on those threads keep them.
+        assert keeps_denormals()
+        many = torch.full((1_000_000,), TINY)
+        assert bool(((many * 0.5) != 0).all())
     finally:
         torch.set_num_threads(before)
