@@ -50,5 +50,5 @@ def scratch(size: int, dtype: Any) -> NDArray[Any]:
 
 
 def _lend(buffer: NDArray[np.uint8], size: int, dtype: Any) -> NDArray[Any]:
-    # Slices of an array hold its base instead if that is an array, too; a memoryview is none.
-    return np.frombuffer(memoryview(buffer), dtype, size)
+    # Slices of an array hold its base instead if that is an array, too; its memory is none.
+    return np.frombuffer(buffer.data, dtype, size)
