@@ -118,11 +118,11 @@ class DenseTable(Table):
     def blocks(self, layout: Layout) -> Tensor:
         shape = self.values.shape[-3:]
         blocks = messages.gather(self.values.reshape(-1, *shape), layout)
-        return blocks.view(*self.batch_shape, -1)
+        return blocks.view(*self.batch_shape, layout.num_block_entries)
 
     def counts(self, layout: Layout, block_counts: Tensor) -> Tensor:
         lead = block_counts.shape[:-1]
-        flat = block_counts.reshape(-1, block_counts.shape[-1])
+        flat = block_counts.reshape(lead.numel(), layout.num_block_entries)
         counts = messages.scatter(flat, layout, self.num_actions)
         return counts.view(*lead, *self.values.shape[-3:])
 
