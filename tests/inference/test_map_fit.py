@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from conftest import TOL
 
 from chmm_pyro import CloneStructure, SequenceBatch
 from chmm_pyro.distribution import CloneHMM
@@ -85,6 +86,23 @@ def test_em_reads_samples_and_the_map_all_data(monkeypatch):
     assert result.model.clones.num_states == 13
     segment = 1_001
     assert all(steps <= 100 * states + segment < batch.num_steps for steps, states in read)
+
+
+def test_rows_of_large_models_get_no_more_pseudocounts(walk, monkeypatch):
+    shares = []
+
+    def spied(model, batch, **options):
+        states = model.clones.num_states
+        shares.append((states, options["pseudocount"] * states / batch.num_steps))
+        return fit_em(model, batch, **options)
+
+    monkeypatch.setattr(map_fit, "fit_em", spied)
+    once = {"num_iters": 15, "num_rounds": 1, "num_repairs": 0, "num_starts": 1, "progress": False}
+    for num_clones in (80, 240):
+        fit_map(walk.batch(), num_clones=num_clones, **once)
+    (small, share), (large, given) = shares
+    assert small < 160 < large
+    np.testing.assert_allclose(given, share * 160 / small, **TOL["exact"][torch.float64])
 
 
 def test_a_uniform_core_is_found():
