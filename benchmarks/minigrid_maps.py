@@ -47,7 +47,7 @@ RESULTS = Path(__file__).parent / "results" / "minigrid.csv"
 WORLDS = {  # steps of the recording, options of fit_map
     "MiniGrid-Empty-8x8-v0": (20_000, {}),
     "MiniGrid-SimpleCrossingS11N5-v0": (20_000, {}),
-    "MiniGrid-FourRooms-v0": (100_000, {"num_clones": 640}),
+    "MiniGrid-FourRooms-v0": (200_000, {"num_clones": 1_500, "num_starts": 1, "num_repairs": 12}),
 }
 ACTIONS = ("turn left", "turn right", "forward")  # the others of MiniGrid's seven do nothing here
 ORDERS = (1, 2, 4, 8, 16)
