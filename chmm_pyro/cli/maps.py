@@ -44,7 +44,7 @@ from .runs import OpenRun, open_run
 __all__ = ["RunMap", "make_plan", "map_lines", "map_of", "show_map"]
 
 _TABLES = (".csv", ".graphml")
-_DIGITS = 3  # of expected counts, which end in rounding errors
+_DIGITS = 3  # of expected counts and positions, which end in rounding errors
 
 
 def show_map(
@@ -270,7 +270,9 @@ def _places(cognitive_map: CognitiveMap, checkpoint: Checkpoint) -> list[dict[st
         )
     ]
     if cognitive_map.positions is not None:
-        for place, where in zip(places, cognitive_map.positions.tolist(), strict=True):
+        for place, where in zip(
+            places, cognitive_map.positions.round(_DIGITS).tolist(), strict=True
+        ):
             place["position"] = where
     return places
 

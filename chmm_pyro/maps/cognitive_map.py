@@ -18,7 +18,13 @@ from ..distribution import CloneHMM
 from ..environments.world import World
 from ..sequences import SequenceBatch
 from .edges import significant_edges
-from .transition_entries import Entries, expected_entries, mean_positions, path_entries
+from .transition_entries import (
+    Entries,
+    expected_entries,
+    expected_positions,
+    mean_positions,
+    path_entries,
+)
 
 __all__ = ["CognitiveMap", "Localisation", "UncertainMapError"]
 
@@ -133,8 +139,8 @@ class CognitiveMap:
 
         Args:
             model: a model, usually fitted to ``batch``.
-            batch: the data, with positions if the nodes shall have some (means over the most
-                probable path).
+            batch: the data, with positions if the nodes shall have some (means over what
+                ``counts`` are counted on).
             counts: ``"expected"`` under the posterior of the paths, or on the most probable
                 ``"path"`` alone.
             alpha: probability that the map has any edge that is noise.
@@ -149,16 +155,16 @@ class CognitiveMap:
             raise ValueError(f"counts = {counts!r}, expected 'expected' or 'path'.")
         hmm = model.distribution(batch)
         positions = None
-        path = None
-        if counts == "path" or batch.flat_positions is not None:
-            path = hmm.posterior_mode(batch.obs).states
-        if path is not None and batch.flat_positions is not None:
-            positions = mean_positions(path, batch, hmm.clones.num_states)
+        located = batch.flat_positions is not None
         if counts == "path":
-            assert path is not None
+            path = hmm.posterior_mode(batch.obs).states
             entries = path_entries(path, batch, hmm.clones.num_states)
+            if located:
+                positions = mean_positions(path, batch, hmm.clones.num_states)
         else:
             entries = expected_entries(hmm, batch)
+            if located:
+                positions = expected_positions(hmm.smooth(batch.obs), batch)
         found = cls.from_entries(
             entries,
             hmm.clones.symbol_of_state,

@@ -9,12 +9,20 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..beliefs import Posterior
 from ..clones import MISSING
 from ..distribution import CloneHMM
 from ..sequences import SequenceBatch
 from ..tables import BlockTable, DenseTable
+from .usage import mass_of_states
 
-__all__ = ["Entries", "expected_entries", "mean_positions", "path_entries"]
+__all__ = [
+    "Entries",
+    "expected_entries",
+    "expected_positions",
+    "mean_positions",
+    "path_entries",
+]
 
 IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float64]
@@ -113,14 +121,40 @@ def mean_positions(states: Tensor, batch: SequenceBatch, num_states: int) -> Flo
         batch: data with positions.
         num_states: ``S``.
     """
-    assert batch.flat_positions is not None
     path = _numpy(states)
     state = path[path != MISSING]  # padding out, what is left is in the order of flat storage
+    return _weighted_means(state[:, None], np.ones((len(state), 1)), batch, num_states)
+
+
+def expected_positions(posterior: Posterior, batch: SequenceBatch) -> FloatArray:
+    """``(S, D)`` mean known position of each state under the posterior of its steps.
+
+    Args:
+        posterior: of the states of all steps, usually smoothed.
+        batch: data with positions.
+    """
+    probs, state = mass_of_states(posterior)
+    if batch.lengths is not None:
+        steps = np.arange(posterior.probs.shape[-2])
+        inside = (steps < _numpy(batch.lengths)[:, None]).reshape(-1)
+        probs, state = probs[inside], state[inside]
+    return _weighted_means(state, probs, batch, posterior.num_states)
+
+
+def _weighted_means(
+    state: IntArray, weights: FloatArray, batch: SequenceBatch, num_states: int
+) -> FloatArray:
+    """Of the known positions of ``(N, M)`` states, each with its weight."""
+    assert batch.flat_positions is not None
     where = _numpy(batch.flat_positions).reshape(len(state), -1).astype(np.float64)
     known = np.isfinite(where).all(1)
-    state, where = state[known], where[known]
-    visits = np.bincount(state, minlength=num_states)
-    sums = [np.bincount(state, weights=axis, minlength=num_states) for axis in where.T]
+    state, weights, where = state[known], weights[known], where[known]
+    flat = state.reshape(-1)
+    visits = np.bincount(flat, weights=weights.reshape(-1), minlength=num_states)
+    sums = [
+        np.bincount(flat, weights=(weights * axis[:, None]).reshape(-1), minlength=num_states)
+        for axis in where.T
+    ]
     with np.errstate(invalid="ignore"):
         return np.stack(sums, axis=1) / visits[:, None]
 

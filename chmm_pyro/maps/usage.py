@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 from ..beliefs import Posterior
 from ..clones import MISSING
 
-__all__ = ["place_fields", "place_purity", "state_usage", "states_used"]
+__all__ = ["mass_of_states", "place_fields", "place_purity", "state_usage", "states_used"]
 
 
 def _array(values: Any) -> NDArray[Any]:
@@ -41,13 +41,13 @@ def state_usage(posterior: Posterior) -> NDArray[np.float64]:
         >>> state_usage(Posterior(torch.ones(3, 1), torch.tensor([0, 2, 0]), num_states=3))
         array([2., 0., 1.])
     """
-    probs, state = _mass(posterior)
+    probs, state = mass_of_states(posterior)
     usage = np.bincount(state.ravel(), weights=probs.ravel(), minlength=posterior.num_states)
     return usage.astype(np.float64)
 
 
-def _mass(posterior: Posterior) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """``(steps, M)`` probabilities and the states that they are of."""
+def mass_of_states(posterior: Posterior) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """``(steps, M)`` probabilities and the states that they are of, all sequences together."""
     probs = _array(posterior.probs).astype(np.float64)
     probs = probs.reshape(-1, probs.shape[-1])
     if np.isnan(probs).any():
@@ -129,7 +129,7 @@ def place_fields(
             f"cells of a {height} x {width} grid."
         )
     cell = (cells[..., 0] * width + cells[..., 1]).reshape(-1, 1)
-    probs, state = _mass(posterior)
+    probs, state = mass_of_states(posterior)
     size = height * width
     mass = np.bincount(
         (state * size + cell).reshape(-1),
