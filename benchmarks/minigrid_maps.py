@@ -203,11 +203,15 @@ def map_accuracy(result: FitResult, batch: SequenceBatch) -> float:
 
 
 def plan_from_the_start(result: FitResult, found: CognitiveMap, goals: list[int]) -> Plan | None:
-    """From the state in which episodes begin; None if the map has no way."""
+    """The most probable way from the state in which episodes begin; None if the map has no way.
+
+    Where a map is not exact, the shortest way is often one that is not there.
+    """
     batch = result.data
     paths = result.model.distribution(batch).posterior_mode(batch.obs).states
     try:
-        return plan(found, int(torch.mode(paths[:, 0]).values), goals)
+        start = int(torch.mode(paths[:, 0]).values)
+        return plan(found, start, goals, criterion="probability")
     except UnreachableError:
         return None
 
