@@ -24,7 +24,7 @@ from .result import FitResult, bits_per_step
 from .scope import Stopwatch
 from .viterbi import path_counts
 
-__all__ = ["consolidate", "decoded_counts", "model_of_counts"]
+__all__ = ["consolidate", "decoded_counts", "expected_moves", "model_of_counts"]
 
 
 def decoded_counts(
@@ -98,7 +98,7 @@ class _Refit(NamedTuple):
     criterion: float
 
 
-def _expected_counts(
+def expected_moves(
     model: CloneModel, batch: SequenceBatch, path: StatePath
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """Expected counts ``(A, K, K)`` of at least half a move, and the symbols of their states.
@@ -169,7 +169,10 @@ def consolidate(
     path = model.distribution(batch).posterior_mode(batch.obs)
     counts, symbols, score = decoded_counts(model, batch, path=path, split=False)
     divided = decoded_counts(model, batch, path=path)[:2]
-    readings = [merge_states(*divided), merge_states(*_expected_counts(model, batch, path))]
+    readings = [
+        merge_states(*divided),
+        merge_states(*expected_moves(model, batch, path), alone=True),
+    ]
     options = {
         "dtype": next(model.parameters()).dtype,
         "action_model": model.action_model,

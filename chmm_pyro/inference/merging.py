@@ -37,6 +37,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Collection
 from dataclasses import dataclass
+from itertools import product
 from math import exp, lgamma, log
 
 import numpy as np
@@ -45,7 +46,9 @@ from numpy.typing import NDArray
 __all__ = ["Merging", "description_length", "merge_states"]
 
 Row = dict[int, float]
-Question = tuple[int, int, bool]
+Question = tuple[int, int, bool | None]
+# Whether successors of one symbol are taken for duplicates, None for pairs alone; in order.
+Tiers = tuple[tuple[bool | None, ...], ...]
 
 # Duplicates within rows are judged in groups of so many; the first group with a fold decides.
 _PAIRS_AT_ONCE = 64
@@ -122,9 +125,10 @@ class _Graph:
             setattr(other, name, {key: set(some) for key, some in getattr(self, name).items()})
         return other
 
-    def fold(self, one: int, other: int, duplicates: bool) -> _Fold | None:
+    def fold(self, one: int, other: int, duplicates: bool | None) -> _Fold | None:
         """What merging two classes entails, or None if it contradicts their symbols.
 
+        ``duplicates`` None merges the two alone.
         Most folds stay the same when another one is accepted, so they are remembered.
         """
         question = one, other, duplicates
@@ -134,7 +138,7 @@ class _Graph:
                 self._asked_about.setdefault(c, set()).add(question)
         return self._known[question]
 
-    def _fold(self, one: int, other: int, duplicates: bool) -> tuple[_Fold | None, set[int]]:
+    def _fold(self, one: int, other: int, duplicates: bool | None) -> tuple[_Fold | None, set[int]]:
         """The fold, and the classes whose rows it depends on."""
         parent: dict[int, int] = {}
 
@@ -158,6 +162,8 @@ class _Graph:
             parent[second] = first
             members[first] = parts[0] + parts[1]
             read.update(members[first])
+            if duplicates is None:
+                break
             for action in range(self.num_actions):
                 sides = [self._successors(part, action, find) for part in parts]
                 if not (sides[0] and sides[1]):
@@ -276,7 +282,11 @@ def _entailed(
 
 
 def merge_states(
-    counts: NDArray[np.float64], symbols: NDArray[np.int64], *, min_gain: float = 1e-6
+    counts: NDArray[np.float64],
+    symbols: NDArray[np.int64],
+    *,
+    min_gain: float = 1e-6,
+    alone: bool = False,
 ) -> Merging:
     """Merge states while the description length falls, the best fold first.
 
@@ -284,6 +294,8 @@ def merge_states(
         counts: ``(A, K, K)`` counts of moves along decoded paths.
         symbols: ``(K,)`` symbol of each state; only states of one symbol merge.
         min_gain: nats that a fold has to save.
+        alone: try each pair without what follows from it first, for worlds with chance in them:
+            there the rare outcomes of two states need not agree, and entail wrong merges.
 
     Returns:
         The :class:`Merging`; its classes are numbered in order of their first states.
@@ -296,13 +308,14 @@ def merge_states(
         array([0, 1, 1])
     """
     counts, symbols = np.asarray(counts, np.float64), np.asarray(symbols)
+    tiers: Tiers = ((None,), (True, False)) if alone else ((True, False),)
     graph = _Graph(counts, symbols)
     before = sum(graph.length.values())
     ends: list[_Graph] = []
     runs = [(graph, [_saved_per_state, _saved])]
     while runs:
         graph, orders = runs.pop()
-        folds = _worthwhile(graph, min_gain)
+        folds = _worthwhile(graph, min_gain, tiers)
         if not folds:
             ends.append(graph)
             continue
@@ -319,7 +332,7 @@ def merge_states(
     )
 
 
-def _worthwhile(graph: _Graph, min_gain: float) -> list[_Fold]:
+def _worthwhile(graph: _Graph, min_gain: float, tiers: Tiers) -> list[_Fold]:
     """Folds that save something, of the strongest evidence there is.
 
     Duplicates within a row are the strongest; all other pairs wait for them, and are all judged
@@ -328,11 +341,11 @@ def _worthwhile(graph: _Graph, min_gain: float) -> list[_Fold]:
     likely = graph.pairs_in_rows()
     groups = [likely[i : i + _PAIRS_AT_ONCE] for i in range(0, len(likely), _PAIRS_AT_ONCE)]
     groups.append(graph.pairs_with_shared_moves())
-    for pairs in groups:
+    for readings, pairs in product(tiers, groups):
         folds = [
             fold
             for one, other in pairs
-            for duplicates in (True, False)
+            for duplicates in readings
             if (fold := graph.fold(one, other, duplicates)) is not None and fold.gain > min_gain
         ]
         if folds:

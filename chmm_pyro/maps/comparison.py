@@ -12,12 +12,17 @@ __all__ = ["MapDifference", "compare_maps", "isomorphism"]
 
 _MOST_ANCHORS = 5  # starts tried when a map that is not isomorphic is laid over the truth
 
+Edge = tuple[int, int, int]
 Colours = tuple[list[int], list[int]]
 Targets = list[list[int]]  # for each node and action, -1 where it was never tried
 
 
 def isomorphism(
-    cognitive_map: CognitiveMap, truth: CognitiveMap, *, tolerance: float = 0.05
+    cognitive_map: CognitiveMap,
+    truth: CognitiveMap,
+    *,
+    tolerance: float = 0.05,
+    negligible: float = 0.0,
 ) -> dict[int, int] | None:
     """The bijection of two maps' nodes that keeps symbols and labelled edges, if there is one.
 
@@ -35,6 +40,7 @@ def isomorphism(
         cognitive_map: usually a learned map.
         truth: usually ``CognitiveMap.from_room(room)``.
         tolerance: largest difference of two probabilities; irrelevant for deterministic maps.
+        negligible: outcomes of at most this probability need not be in both maps.
 
     Returns:
         State of ``cognitive_map`` to state of ``truth``, or None; :func:`compare_maps` says why.
@@ -47,28 +53,35 @@ def isomorphism(
         >>> isomorphism(CognitiveMap.from_room(room), CognitiveMap.from_room(turned)) is None
         True
     """
-    if cognitive_map.num_nodes != truth.num_nodes or len(cognitive_map.edges) != len(truth.edges):
+    if cognitive_map.num_nodes != truth.num_nodes:
         return None
-    maps = (cognitive_map, truth)
+    found, expected = _outcomes(cognitive_map), _outcomes(truth)
+    likely = (
+        [edge for edge, probability in outcomes.items() if probability > negligible]
+        for outcomes in (found, expected)
+    )
+    edges = (next(likely), next(likely))
     start = (cognitive_map.symbols.tolist(), truth.symbols.tolist())
-    expected = {tuple(e): p for e, p in zip(truth.edges.tolist(), truth.probabilities, strict=True)}
-    for partner in _bijections(maps, start):
-        found = [
-            expected.get((partner[old], action, partner[new]))
-            for old, action, new in cognitive_map.edges.tolist()
-        ]
+    for partner in _bijections(edges, start):
+        images = {(partner[i], action, partner[j]): p for (i, action, j), p in found.items()}
         if all(
-            other is not None and abs(other - probability) <= tolerance
-            for other, probability in zip(found, cognitive_map.probabilities, strict=True)
+            abs(images.get(edge, 0.0) - expected.get(edge, 0.0)) <= tolerance
+            for edge in images.keys() | expected.keys()
         ):
             names = truth.states[partner].tolist()
             return dict(zip(cognitive_map.states.tolist(), names, strict=True))
     return None
 
 
-def _bijections(maps: tuple[CognitiveMap, CognitiveMap], colours: Colours) -> Iterator[list[int]]:
+def _outcomes(cognitive_map: CognitiveMap) -> dict[Edge, float]:
+    """The probability of each edge between node indices."""
+    edges, probabilities = cognitive_map.edges.tolist(), cognitive_map.probabilities.tolist()
+    return {(i, action, j): p for (i, action, j), p in zip(edges, probabilities, strict=True)}
+
+
+def _bijections(edges: tuple[list[Edge], list[Edge]], colours: Colours) -> Iterator[list[int]]:
     """All pairings of node indices that no refinement of colours excludes."""
-    one, other = _refine(maps, colours)
+    one, other = _refine(edges, colours)
     sizes = Counter(one)
     if sizes != Counter(other):
         return
@@ -83,12 +96,11 @@ def _bijections(maps: tuple[CognitiveMap, CognitiveMap], colours: Colours) -> It
         if shade == colour:
             pair = ([*one], [*other])
             pair[0][node] = pair[1][partner] = unique
-            yield from _bijections(maps, pair)
+            yield from _bijections(edges, pair)
 
 
-def _refine(maps: tuple[CognitiveMap, CognitiveMap], colours: Colours) -> Colours:
+def _refine(edges: tuple[list[Edge], list[Edge]], colours: Colours) -> Colours:
     """Colours, the same for nodes of both maps, that depend on all neighbours' colours."""
-    edges = [cognitive_map.edges.tolist() for cognitive_map in maps]
     num_colours = len({*colours[0], *colours[1]})
     while True:
         signatures = []

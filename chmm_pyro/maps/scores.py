@@ -185,6 +185,7 @@ def score_map(
     *,
     min_count: float | None = None,
     tolerance: float = 0.05,
+    negligible: float = 0.0,
     model: Any = None,
     held_out: SequenceBatch | None = None,
 ) -> MapScores:
@@ -196,7 +197,8 @@ def score_map(
         states: ``(..., T)`` decoded states of a walk, from ``posterior_mode``.
         places: ``(..., T)`` true states of ``truth`` at the same steps.
         min_count: of :func:`edge_scores`, for ``busy_edges``.
-        tolerance: of :func:`~chmm_pyro.maps.comparison.isomorphism`.
+        tolerance: of :func:`~chmm_pyro.maps.comparison.isomorphism`, like ``negligible``.
+        negligible: above zero for worlds where moves fail.
         model: whose likelihood on ``held_out`` is reported.
         held_out: sequences that the model was not fitted to.
 
@@ -210,7 +212,7 @@ def score_map(
     on_map = set(cognitive_map.states.tolist())
     decoded = places_of_states(states, places)
     place_of = {state: place for state, place in decoded.items() if state in on_map}
-    exact = isomorphism(cognitive_map, truth, tolerance=tolerance)
+    exact = isomorphism(cognitive_map, truth, tolerance=tolerance, negligible=negligible)
     bits = None
     if held_out is not None:
         if model is None:

@@ -12,7 +12,7 @@ from pyro import poutine
 from torch import Tensor, nn
 
 from ..clones import MISSING, CloneStructure
-from ..data_layout import bad_entry
+from ..data_layout import bad_entry, symbol_of_state
 from ..distribution import CloneHMM
 from ..jobs import JobBatch, pose
 from ..sequences import SequenceBatch
@@ -162,6 +162,41 @@ class NoisyCHMM(PointCHMM):
     ) -> None:
         super().__init__(clones, num_actions, dtype=emission_logits.dtype, **options)
         self.emission_logits = nn.Parameter(emission_logits.detach().clone())
+
+    @classmethod
+    def around(cls, model: PointCHMM, observation_noise: float) -> NoisyCHMM:
+        """A model whose states show another symbol than their own with a given probability.
+
+        Args:
+            model: gives the states and transitions, which are shared.
+            observation_noise: probability that the symbol seen is another one, all equally likely.
+
+        Example:
+            >>> from chmm_pyro import CloneStructure
+            >>> model = NoisyCHMM.around(PointCHMM(CloneStructure([1, 2, 1]), 1), 0.1)
+            >>> model.emission_logits.softmax(-1)[0]
+            tensor([0.9000, 0.0500, 0.0500], grad_fn=<SelectBackward0>)
+        """
+        clones = model.clones
+        if not 0 < observation_noise < 1:
+            raise ValueError(
+                f"observation_noise = {observation_noise}, expected a probability above 0 and "
+                "below 1; use the model itself if there is none."
+            )
+        if clones.num_symbols == 1:
+            raise ValueError(
+                f"observation_noise = {observation_noise} was given with one symbol, expected at "
+                "least two; there is no other to be seen."
+            )
+        others = observation_noise / (clones.num_symbols - 1)
+        shape = (clones.num_states, clones.num_symbols)
+        table = torch.full(shape, others, dtype=model.initial.logits.dtype)
+        own = symbol_of_state(clones, table.device).unsqueeze(-1)
+        table.scatter_(-1, own, 1 - observation_noise)
+        noisy = cls(clones, model.num_actions, table.log(), action_model=model.action_model)
+        noisy.initial, noisy.transition = model.initial, model.transition
+        noisy.action_logits = model.action_logits
+        return noisy
 
     def distribution(
         self,

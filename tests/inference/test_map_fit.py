@@ -13,7 +13,9 @@ from chmm_pyro.environments import Room, published_room
 from chmm_pyro.environments.tracks import lap_track
 from chmm_pyro.inference import consolidate, fit_em, fit_map, fit_svi, map_fit
 from chmm_pyro.inference.consolidate import model_of_counts
-from chmm_pyro.models import PointCHMM
+from chmm_pyro.maps import CognitiveMap
+from chmm_pyro.maps.comparison import isomorphism
+from chmm_pyro.models import NoisyCHMM, PointCHMM
 from chmm_pyro.tables import BlockColumns
 
 
@@ -136,6 +138,38 @@ def test_corners_that_no_move_tells_apart_are_two_places():
     result = fit_map(walk.batch(), seed=0, progress=False)
     assert result.model.clones.num_states == 9
     assert result.model.clones.num_clones == (2, 1, 1, 1, 1, 1, 1, 1)
+
+
+@pytest.fixture(scope="module")
+def small_room():
+    return Room([[0, 1, 0], [0, 2, 3]])
+
+
+def test_a_world_where_moves_fail(small_room):
+    """Every move has several outcomes: the data say that it is the world, not the fit."""
+    walk = small_room.random_walk(6_000, seed=0, slip=0.1)
+    result = fit_map(walk.batch(), num_clones=24, seed=0, progress=False)
+    assert result.model.clones.num_clones == (3, 1, 1, 1)
+    assert result.converged
+    found = CognitiveMap.from_result(result)
+    truth = CognitiveMap.from_room(small_room, slip=0.1)
+    # Slips of 1 in 30 are seen seldom; probabilities come from hundreds of moves.
+    assert isomorphism(found, truth, tolerance=0.1, negligible=0.15) is not None
+
+
+def test_a_world_seen_through_noise(small_room):
+    walk = small_room.random_walk(3_000, seed=0, observation_noise=0.05)
+    options = {"num_clones": 40, "seed": 0, "progress": False}
+    result = fit_map(walk.batch(), observation_noise=0.05, **options)
+    assert isinstance(result.model, NoisyCHMM)
+    assert result.converged
+    truth = CognitiveMap.from_room(small_room)
+    assert isomorphism(CognitiveMap.from_result(result), truth) is not None
+    path = result.model.distribution(walk.batch()).posterior_mode(walk.obs).states.numpy()
+    wrong = np.asarray(small_room.symbols)[walk.places] != np.asarray(walk.obs)
+    seen = np.asarray(result.model.clones.symbol_of_state)[path]
+    assert wrong.mean() > 0.04
+    assert (seen == np.asarray(small_room.symbols)[walk.places]).mean() > 0.99
 
 
 def test_episodes_are_one_map(walk):
@@ -274,6 +308,8 @@ def test_bad_options():
         fit_map(unseen, progress=False)
     with pytest.raises(ValueError, match="num_symbols = 1, expected at least the 2 of batch"):
         fit_map(batch, num_symbols=1, progress=False)
+    with pytest.raises(ValueError, match="observation_noise = 1, expected a probability"):
+        fit_map(batch, observation_noise=1, progress=False)
     with pytest.raises(ValueError, match="smoothing = -1"):
         fit_map(batch, smoothing=-1, progress=False)
     with pytest.raises(ValueError, match="tolerance = -1"):

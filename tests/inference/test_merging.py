@@ -107,14 +107,15 @@ def test_states_without_a_shared_move_stay_apart():
     assert len(merge_states(counts, np.array([0, 0, 1])).symbols) == 3
 
 
-def test_slips_do_not_merge_different_places():
+@pytest.mark.parametrize("alone", [False, True])
+def test_slips_do_not_merge_different_places(alone):
     room = published_room("aliased_4x4")
     walk = room.random_walk(30_000, seed=3, slip=0.1)
     places = np.asarray(walk.places)
     copies = places * 2 + np.random.default_rng(0).integers(2, size=len(places))
     counts = counts_of(copies, walk.actions, 2 * room.num_places)
     symbols = np.repeat(np.asarray(room.symbols), 2)
-    merging = merge_states(counts, symbols)
+    merging = merge_states(counts, symbols, alone=alone)
     assert len(set(zip(merging.labels, np.arange(32) // 2, strict=True))) == room.num_places
     assert len(merging.symbols) == room.num_places
 

@@ -179,3 +179,15 @@ def test_wrong_probabilities_are_reported():
     shown = {(i, a, j): (p, q) for i, a, j, p, q in difference.wrong_probabilities}
     assert shown[5, 0, 4] == pytest.approx((0.6, 0.8))
     assert not (difference.missing_edges or difference.extra_edges)
+
+
+def test_rare_outcomes_may_be_missing_if_one_says_so():
+    """Slips that a walk did not show: no isomorphism, unless such outcomes are negligible."""
+    room = published_room("aliased_4x4")
+    slips, certain = CognitiveMap.from_room(room, slip=0.05), CognitiveMap.from_room(room)
+    assert isomorphism(certain, slips, tolerance=0.1) is None
+    places = {place: place for place in range(room.num_places)}
+    assert isomorphism(certain, slips, tolerance=0.1, negligible=0.1) == places
+    assert isomorphism(certain, slips, tolerance=0.02, negligible=0.1) is None
+    other = CognitiveMap.from_room(Room(np.rot90(np.asarray(room.layout))), slip=0.05)
+    assert isomorphism(certain, other, tolerance=0.1, negligible=0.1) is None
