@@ -35,6 +35,7 @@ IMPLEMENTATIONS: dict[str, Implementation] = {
 }
 
 _SAMPLE_SECONDS = 0.02  # short work is repeated within a sample until it takes about this long
+_PAUSE = 0.1  # seconds: threads of the one before may still spin, waiting for more to do
 _SLOW_SECONDS = 3.0  # work this slow is sampled three times only
 _EM_UPDATES = 3  # equal likelihoods after updates show that the updates are equal
 
@@ -93,6 +94,8 @@ class _Sample(NamedTuple):
 
 def _sample(run: Run, calls: int) -> _Sample:
     run.reset()
+    time.sleep(_PAUSE)
+    run.step()  # wakes what the pause has put to sleep
     cpu, wall = time.process_time(), time.perf_counter()
     for _ in range(calls):
         run.step()

@@ -115,9 +115,19 @@ class Layout:
         return order, np.concatenate([[0], np.cumsum(sizes)])
 
     @cached_property
+    def block_sizes(self) -> IntArray:
+        """``(G,)`` number of entries of every block."""
+        return np.diff(self.block_start)
+
+    @cached_property
+    def count_work(self) -> NDArray[np.float64]:
+        """``(G,)`` rough multiply-adds of counting how often the entries of each block are used."""
+        return (np.diff(self.grouped_steps[1]) + 4.0) * self.block_sizes
+
+    @cached_property
     def block_of_entry(self) -> IntArray:
         """``(F,)`` block of every entry of flat block storage."""
-        return np.repeat(np.arange(self.num_blocks), np.diff(self.block_start))
+        return np.repeat(np.arange(self.num_blocks), self.block_sizes)
 
     @cached_property
     def entry_states(self) -> tuple[IntArray, IntArray, IntArray]:

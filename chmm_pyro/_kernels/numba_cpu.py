@@ -52,8 +52,7 @@ def gather(table: NDArray[Any], layout: Layout) -> NDArray[Any]:
         gather_blocks(first, last, flat, states, *where, blocks)
 
     if layout.num_blocks:
-        entries = np.diff(layout.block_start) * len(table)
-        run([partial(copy, lo, hi) for lo, hi in chunks(entries)])
+        run([partial(copy, lo, hi) for lo, hi in chunks(layout.block_sizes * len(table))])
     return blocks
 
 
@@ -90,7 +89,6 @@ def weigh(result: Sweep, weights: NDArray[np.float64], marginals: bool = False) 
         counts = np.empty_like(result.blocks)
         order, group = layout.grouped_steps
         rows, columns = layout.block_from[:, 1], layout.block_to[:, 1]
-        share = (np.diff(group) + 4.0) * rows * columns
 
         def count(first: int, last: int) -> None:
             block_counts(
@@ -108,7 +106,7 @@ def weigh(result: Sweep, weights: NDArray[np.float64], marginals: bool = False) 
             )
 
         if layout.num_blocks:
-            run([partial(count, lo, hi) for lo, hi in chunks(share)])
+            run([partial(count, lo, hi) for lo, hi in chunks(layout.count_work)])
     else:
         counts = np.zeros_like(result.blocks)
         order = np.argsort(problem.jobs.blocks, kind="stable")

@@ -62,7 +62,6 @@ __all__ = [
 ]
 
 _ROUNDING = 8  # units of rounding that a certified result may be wrong by
-_EXP_WORK = 1  # multiply-adds that take as long as all that an entry of a block needs
 
 
 class Steps(NamedTuple):
@@ -195,7 +194,7 @@ def _take_exp(problem: Problem, steps: Steps, transposed: NDArray[Any] | None) -
             transpose(first, last, blocks, start, rows, columns, transposed)
 
     if layout.num_blocks:
-        entries = np.diff(layout.block_start) * (len(log_blocks) * _EXP_WORK)
+        entries = layout.block_sizes * len(log_blocks)
         run([partial(exponentiate, lo, hi) for lo, hi in chunks(entries)])
     evidence, evidence_shift = _empty(dtype), _empty(dtype)
     if problem.log_evidence is not None:
