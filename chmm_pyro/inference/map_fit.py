@@ -31,16 +31,16 @@ The recipe, with what each part is for (measured on the published rooms; the exp
 6. **Restarts.**  If rows with several outcomes are left, start again with other random counts,
    another pseudocount and four times as many updates, for worlds where the first ones hardly
    climb, such as a track that is run in laps.
-7. **Chance.**  If two moves in five still have several outcomes when the rounds have stalled, the
-   world may be the reason: with 5 % slips the 16 places of the aliased room end as 94 states on the
-   most probable path.  A map is then read from expected counts (:mod:`chmm_pyro.inference.chance`),
-   after 50 updates with a pseudocount that gives each row 5 % of its visits.  Pairs of states that
-   are merged alone make it 16 states for pseudocounts from 0.003 to 0.3, where merging what follows
-   from a pair as well left 16 to 27 and took up to fifty times as long: rare outcomes differ by
-   chance.  If it is shorter than the path's map, every state is doubled and fitted again until that
-   no longer helps (rooms of 36 and 48 places came out one place short in 2 of 6 starts; doubling
-   found it), or two starts agree.  The Bayesian information criterion kept a state of four visits
-   that the free energy gave up.
+7. **Chance.** If two moves in five still have several outcomes when the rounds have stalled, and
+   more clones do not help where there were too few, the world may be the reason: with 5 % slips the
+   16 places of the aliased room end as 94 states on the most probable path. A map is then read from
+   expected counts (:mod:`chmm_pyro.inference.chance`), after 50 updates with a pseudocount that
+   gives each row 5 % of its visits. Pairs of states that are merged alone make it 16 states for
+   pseudocounts from 0.003 to 0.3, where merging what follows from a pair as well left 16 to 27 and
+   took up to fifty times as long: rare outcomes differ by chance. If it is shorter than the path's
+   map, every state is doubled and fitted again until that no longer helps (rooms of 36 and 48
+   places came out one place short in 2 of 6 starts; doubling found it), or two starts agree. The
+   Bayesian information criterion kept a state of four visits that the free energy gave up.
 8. **Noise.**  Given ``observation_noise``, a symbol is evidence for every place instead of a
    certainty, and all starts are of the kind of 7.
 
@@ -114,6 +114,11 @@ class _Map:
     def crowded(self) -> bool:
         """Whether so many moves are mixed that the world, not the fit, may be the reason."""
         return bool(self.mixed.sum() > _CROWDED * (self.counts > 0).any(-1).sum())
+
+    @property
+    def full(self) -> bool:
+        """Whether so many clones stay apart that there were too few."""
+        return len(self.symbols) > _SATURATED * self.num_clones
 
     def confirms(self, other: _Map | None) -> bool:
         """Whether two starts found what seems to be the same map."""
@@ -229,6 +234,10 @@ def fit_map(
                 search.num_iters = num_iters * (_LONGER if start and not chance else 1)
                 total = num_clones if best is None else max(num_clones, 2 * len(best.symbols))
                 current = None if chance else search.rounds(total, scaled, num_rounds, record)
+                grown = current is not None and current.full
+                if current is not None and grown:
+                    # Too few clones give moves several outcomes in any world.
+                    current = search.repairs(current, scaled, num_repairs, record)
                 if current is None or current.crowded:
                     before = best
                     found, settled = search.chance_start(
@@ -244,14 +253,8 @@ def fit_map(
                         break
                 if current is None or chance:
                     continue
-                stalled = 0
-                for _ in range(num_repairs):
-                    if not current.mixed.any() or stalled == _STALLED_REPAIRS:
-                        break
-                    found = search.repair(current, scaled, widely=stalled % 2 == 1)
-                    record("repair", found)
-                    stalled = 0 if found.length < current.length - 1e-6 else stalled + 1
-                    current = found if stalled == 0 else current
+                if not grown:
+                    search.repairs(current, scaled, num_repairs, record)
                 assert best is not None
                 if not best.mixed.any():
                     break
@@ -402,15 +405,32 @@ class _Search:
         for _ in range(num_rounds):
             model, found = self._climb(model, pseudocount)
             record("round", found)
-            saturated = len(found.symbols) > _SATURATED * states
             enough = _CROWDED_PROGRESS if found.crowded else _PROGRESS
             stalled = best is not None and found.length > enough * best.length
             if best is None or found.length < best.length:
                 best = found
-            if stalled or saturated or not best.mixed.any():
+            if stalled or found.full or not best.mixed.any():
                 break
         assert best is not None
         return best
+
+    def repairs(
+        self,
+        found: _Map,
+        pseudocount: float,
+        num_repairs: int,
+        record: Callable[[str, _Map], None],
+    ) -> _Map:
+        """Repairs until no move has several outcomes, or some in a row were of no use."""
+        stalled = 0
+        for _ in range(num_repairs):
+            if not found.mixed.any() or stalled == _STALLED_REPAIRS:
+                break
+            repaired = self.repair(found, pseudocount, widely=stalled % 2 == 1)
+            record("repair", repaired)
+            stalled = 0 if repaired.length < found.length - 1e-6 else stalled + 1
+            found = repaired if stalled == 0 else found
+        return found
 
     def repair(self, found: _Map, pseudocount: float, *, widely: bool) -> _Map:
         """Give suspicious states (or all, ``widely``) copies and let EM tell them apart."""

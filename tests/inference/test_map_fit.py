@@ -9,7 +9,7 @@ from conftest import TOL
 
 from chmm_pyro import CloneStructure, SequenceBatch
 from chmm_pyro.distribution import CloneHMM
-from chmm_pyro.environments import Room, published_room
+from chmm_pyro.environments import random_room, Room, published_room
 from chmm_pyro.environments.tracks import lap_track
 from chmm_pyro.inference import consolidate, fit_em, fit_map, fit_svi, map_fit
 from chmm_pyro.inference.consolidate import model_of_counts
@@ -67,6 +67,13 @@ def test_a_map_grows_beyond_the_clones_of_its_start(walk):
     result = fit_map(walk.batch(), num_clones=8, seed=0, progress=False)
     first, *_, last = result.settings["attempts"]
     assert first["num_clones"] < 16 < last["num_clones"]
+    assert is_exact(result.model, walk)
+
+
+def test_lack_of_clones_is_not_taken_for_chance():
+    walk = random_room(6, 6, 4, seed=3).random_walk(10_000, seed=1)
+    result = fit_map(walk.batch(), num_clones=8, seed=0, progress=False)
+    assert {attempt["kind"] for attempt in result.settings["attempts"]} == {"round", "repair"}
     assert is_exact(result.model, walk)
 
 
