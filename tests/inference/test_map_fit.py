@@ -9,7 +9,7 @@ from conftest import TOL
 
 from chmm_pyro import CloneStructure, SequenceBatch
 from chmm_pyro.distribution import CloneHMM
-from chmm_pyro.environments import random_room, Room, published_room
+from chmm_pyro.environments import Room, published_room, random_room
 from chmm_pyro.environments.tracks import lap_track
 from chmm_pyro.inference import consolidate, fit_em, fit_map, fit_svi, map_fit
 from chmm_pyro.inference.consolidate import model_of_counts
