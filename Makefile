@@ -12,7 +12,7 @@ help:
 	@echo "make demo            learn the published room, with a table and pictures"
 	@echo "make test            fast tests"
 	@echo "make test-all        all tests, slow ones too"
-	@echo "make test-no-numba   the fast tests as on a machine without numba"
+	@echo "make test-no-numba   the tests of the exact core as on a machine without numba"
 	@echo "make lint            ruff and mypy"
 	@echo "make format          let ruff rewrite"
 	@echo "make notebooks       execute the notebooks in full and store their outputs"
@@ -40,9 +40,13 @@ test: $(READY)
 test-all: $(READY)
 	$(BIN)/python -m pytest -q
 
+# What learns from long walks would take hours.
+CORE := tests/kernels tests/models $(wildcard tests/test_distribution*.py) $(addprefix tests/test_, \
+	bad_input.py golden.py messages.py parameters.py peers.py tables.py)
+
 test-no-numba: $(READY)
-	CHMM_PYRO_KERNEL=torch PYTHONPATH=tests $(BIN)/python -m pytest -p without_numba -q -m "not slow" \
-		--ignore=tests/test_packaging.py --ignore=tests/test_without_numba.py
+	CHMM_PYRO_KERNEL=torch PYTHONPATH=tests $(BIN)/python -m pytest -p without_numba -q \
+		-m "not slow" $(CORE)
 
 lint: $(READY)
 	$(BIN)/ruff format --check .
