@@ -127,6 +127,11 @@ def plain_svi(walks: Walks, world: str, seed: int) -> FitResult:
     return fit_svi(start, walks.batch, num_iters=200, seed=seed, progress=False)
 
 
+NAMES = {
+    "recipe": "fit_map",
+    "em": "EM, then Viterbi training (published)",
+    "svi": "SVI (Adam, 200 updates)",
+}
 METHODS: dict[str, Callable[[Walks, str, int], FitResult]] = {
     "recipe": recipe,
     "em": published_em,
@@ -171,11 +176,12 @@ def run(method: str, world: str, seed: int, num_steps: int) -> dict[str, Any]:
 
 
 def summary(rows: pd.DataFrame) -> pd.DataFrame:
-    """A row for each method and world."""
+    """A row for each method and world; ``likely`` counts exact maps but for rare outcomes."""
     groups = rows.groupby(["method", "world", "num_steps"], sort=False)
     return groups.agg(
         runs=("seed", "size"),
         exact=("isomorphic", "sum"),
+        likely=("likely_isomorphic", lambda found: found.sum(min_count=1)),
         states=("num_nodes", "median"),
         places=("num_places", "first"),
         purity=("purity", "median"),
@@ -199,17 +205,24 @@ def report(rows: pd.DataFrame) -> str:
     return "\n\n".join(part for part in parts if part)
 
 
+def _label(world: str, num_steps: int) -> str:
+    kind, _, name = world.rpartition(":")
+    steps = f"2 x {num_steps:,}" if name == "stitched_rooms" else f"{num_steps:,}"
+    chance = {"": "", "slip": ", 5 % slips", "noise": ", 5 % noise"}[kind]
+    return f"{name.replace('_', ' ')}, {steps} steps{chance}"
+
+
 def draw(rows: pd.DataFrame, path: Path) -> None:
     """Exact recovery and processor seconds by world."""
     table = summary(rows)
-    label = table["world"] + table["num_steps"].map(", {:,} steps".format)
+    label = [_label(*world) for world in zip(table["world"], table["num_steps"], strict=True)]
     worlds = list(dict.fromkeys(label))
     figure, axes = plt.subplots(
         1, 2, figsize=(11, 0.55 * len(worlds) + 1.8), sharey=True, layout="constrained"
     )
     for offset, (method, part) in enumerate(table.groupby("method", sort=False)):
-        at = np.array([worlds.index(world) for world in label[part.index]]) + 0.25 * offset
-        bars = axes[0].barh(at, part["exact"] / part["runs"], height=0.22, label=method)
+        at = np.array([worlds.index(label[row]) for row in part.index]) + 0.25 * offset
+        bars = axes[0].barh(at, part["exact"] / part["runs"], height=0.22, label=NAMES[method])
         counted = [f"{a}/{b}" for a, b in zip(part["exact"], part["runs"], strict=True)]
         axes[0].bar_label(bars, counted, padding=3, fontsize=8)
         axes[1].barh(at, part["cpu_seconds"], height=0.22)
