@@ -1,20 +1,20 @@
 r"""From sequences to a compact map, without a hand-set number of clones or threshold.
 
-The recipe, with what each part is for (measured on the published rooms; the experiment is
-``benchmarks/map_recovery.py``):
+The recipe, with what each part is for (measured on the published rooms; the experiments
+are ``benchmarks/map_recovery.py`` and, with parts left out, ``benchmarks/map_ablations.py``):
 
-1. **Overcomplete start.**  160 clones, shared among the symbols by how often they are seen, and
-   MAP-EM from random counts.  A symbol seen half the time, such as the uniform core of the empty
-   room, gets half of the clones: with equally many for every symbol that room needs 630 states and
-   nearly three times the time.  EM is natural-gradient ascent with step one; from the same start it
-   gives purer states after 40 updates than Adam on the logits after 200, because steps in rarely
-   visited rows stay small.  Steps of 1.9 halve the number of updates (60 instead of 120
-   for purity .85 in the empty room; incremental EM on four parts of the walk gained less).
-2. **A small pseudocount**, :math:`\kappa = 10^{-7} T` (0.005 for 50,000 steps).  Four times as much
-   finds easy maps sooner but never the empty room (purity .49 for good): there the states of the
-   core are mixed at first and separate only after 150 plain updates.  It is for 160 states; every
-   entry of a larger model gets less, so that rows keep their share: of the 1,040 poses of a
-   MiniGrid world, the first round of 1,941 states finds 837 instead of 576.
+1. **Overcomplete start.** 160 clones, shared among the symbols by how often they are seen, and
+   MAP-EM from random counts. A symbol seen half the time, such as the uniform core of the empty
+   room, gets half of the clones: with equally many for every symbol that room takes twice the time.
+   EM is natural-gradient ascent with step one; from the same start it gives purer states after 40
+   updates than Adam on the logits after 200, because steps in rarely visited rows stay small. Steps
+   of 1.9 halve the number of updates (60 instead of 120 for purity .85 in the empty room;
+   incremental EM on four parts of the walk gained less).
+2. **A small pseudocount**, :math:`\kappa = 10^{-7} T` (0.005 for 50,000 steps). Four times as much
+   finds easy maps sooner, but in the empty room EM alone then never separates the states of the
+   core (purity .49 for good; with this one after 150 plain updates), and repairs do not always. It
+   is for 160 states; every entry of a larger model gets less, so that rows keep their share: of the
+   1,040 poses of a MiniGrid world, the first round of 1,941 states finds 837 instead of 576.
 3. **Samples.**  EM reads 100 steps for each state of its model, in segments drawn at random.  What
    it finds is then read off all the data by Viterbi training of the small map.
 4. **Rounds.**  After every 25 updates the map is read off: a few updates of Viterbi training, the
