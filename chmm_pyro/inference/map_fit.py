@@ -352,10 +352,8 @@ class _Search:
         for _ in range(num_repairs):
             if not best.mixed.any() or best.length >= beaten:
                 break
-            owner = np.repeat(np.argsort(best.symbols, kind="stable"), 2)
-            counts = best.counts[:, owner][:, :, owner] / 4
-            counts = counts * self._chance.exponential(size=counts.shape)
-            budget = np.bincount(best.symbols[owner], minlength=self.num_symbols)
+            copies = np.full(len(best.symbols), 2)
+            budget, counts = self._copied(best, copies, self._chance)
             found = self._expect(budget, counts, scale, self.num_iters)
             record("doubled", found)
             if found.confirms(best):
@@ -439,18 +437,25 @@ class _Search:
         suspicious = mixed.any(axis=0) | reached
         doubling = int(np.clip(1 + len(suspicious) / suspicious.sum(), 2, 4))
         copies = np.full(len(suspicious), 3) if widely else np.where(suspicious, doubling, 1)
+        budget, counts = self._copied(found, copies, self._generator)
+        model = self._model(budget, counts, pseudocount)
+        return self._climb(model, pseudocount)[1]
+
+    def _copied(
+        self, found: _Map, copies: NDArray[np.int64], generator: np.random.Generator
+    ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """Clones of each symbol and counts, perturbed, of a map whose states have ``copies``."""
         owner = np.repeat(np.arange(len(copies)), copies)
         owner = owner[np.argsort(found.symbols[owner], kind="stable")]
         counts = found.counts[:, owner][:, :, owner]
         counts = counts / (copies[owner][:, None] * copies[owner])
-        counts = counts * self._generator.exponential(size=counts.shape)
+        counts = counts * generator.exponential(size=counts.shape)
         budget = np.bincount(found.symbols[owner], minlength=self.num_symbols)
         idle = np.flatnonzero(budget == 0)  # a symbol without a decoded state keeps one clone
         if len(idle):
             at = np.searchsorted(found.symbols[owner], idle)
             counts = np.insert(np.insert(counts, at, 0.0, axis=1), at, 0.0, axis=2)
-        model = self._model(np.maximum(budget, 1), counts, pseudocount)
-        return self._climb(model, pseudocount)[1]
+        return np.maximum(budget, 1), counts
 
     def _model(
         self, budget: NDArray[np.int64], counts: NDArray[np.float64], pseudocount: float

@@ -164,6 +164,13 @@ def test_a_world_where_moves_fail(small_room):
     assert isomorphism(found, truth, tolerance=0.1, negligible=0.15) is not None
 
 
+def test_chance_where_a_symbol_is_never_seen(small_room):
+    walk = small_room.random_walk(6_000, seed=0, slip=0.1)
+    result = fit_map(walk.batch(), num_symbols=5, num_clones=24, seed=0, progress=False)
+    assert "doubled" in {attempt["kind"] for attempt in result.settings["attempts"]}
+    assert result.model.clones.num_clones == (3, 1, 1, 1, 1)
+
+
 def test_a_world_seen_through_noise(small_room):
     walk = small_room.random_walk(3_000, seed=0, observation_noise=0.05)
     options = {"num_clones": 40, "seed": 0, "progress": False}
